@@ -1,0 +1,42 @@
+"""Fused kernels for sparse training: masked SAM, zero-order directions, linearised Bregman steps."""
+
+import torch  # noqa: F401  # first: the compiled libraries need torch's shared libraries loaded
+
+from . import _schemas  # noqa: F401  # schemas before the libraries that implement them
+from . import _loader  # noqa: F401
+from ._version import __version__
+from ._backend import BackendUnavailableError, available_backends, explain, use_backend
+from .functional import (
+    adabreg_step_,
+    derive_key,
+    grad_norm,
+    linbreg_step_,
+    masked_perturb_,
+    pack_mask,
+    restore_,
+    unpack_mask,
+    zo_combine_,
+    zo_gram,
+    zo_norm2,
+)
+
+
+
+__all__ = [
+    "__version__",
+    "BackendUnavailableError",
+    "adabreg_step_",
+    "available_backends",
+    "derive_key",
+    "explain",
+    "grad_norm",
+    "linbreg_step_",
+    "masked_perturb_",
+    "pack_mask",
+    "restore_",
+    "unpack_mask",
+    "use_backend",
+    "zo_combine_",
+    "zo_gram",
+    "zo_norm2",
+]

@@ -1,0 +1,213 @@
+"""User-level validation and grouping, the same words for every backend.
+
+Everything is checked before anything is modified; a message names the op, the list and the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference._common import opmath_dtype
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(slots=True)
+class ListArg:
+    """One list of tensors of a call.
+
+    Attributes:
+        name: argument name for messages.
+        tensors: the list, or None where the optional list is absent.
+        mutated: the op writes these tensors.
+        kind: "same" (dtype of the first list), "opmath" (its math dtype), "words" (packed mask
+            bits), or a torch.dtype.
+    """
+
+    name: str
+    tensors: Sequence[Tensor] | None
+    mutated: bool = False
+    kind: str | torch.dtype = "same"
+
+
+@dataclass(slots=True)
+class Group:
+    """The part of a call that shares one device and dtype; ``lists`` are contiguous."""
+
+    indices: list[int]
+    device: torch.device
+    dtype: torch.dtype
+    lists: dict[str, list[Tensor]]
+
+
+def words_for(numel: int) -> int:
+    """int32 words of the packed mask of ``numel`` elements."""
+    return -(-numel // 32)
+
+
+def check_tensor_list(op: str, name: str, tensors: Any) -> None:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, (list, tuple)):
+        raise ValueError(
+            f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}"
+        )
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise ValueError(f"{op}: {name}[{i}] must be a tensor, got {type(t).__name__}")
+        if t.layout != torch.strided:
+            raise ValueError(f"{op}: {name}[{i}] must be dense, got layout {t.layout}")
+
+
+def _expected_dtype(kind: str | torch.dtype, leader: Tensor) -> torch.dtype:
+    if isinstance(kind, torch.dtype):
+        return kind
+    if kind == "words":
+        return torch.int32
+    return leader.dtype if kind == "same" else opmath_dtype(leader.dtype)
+
+
+def _check_pair(op: str, arg: ListArg, i: int, lead: ListArg, leader: Tensor) -> None:
+    """One tensor against the tensor of the first list at the same index."""
+    assert arg.tensors is not None
+    t, label = arg.tensors[i], f"{op}: {arg.name}[{i}]"
+    if arg.kind == "words":
+        want = words_for(leader.numel())
+        if t.numel() != want:
+            raise ValueError(
+                f"{label} has {t.numel()} words, the mask of {lead.name}[{i}] "
+                f"({leader.numel()} elements) has {want}"
+            )
+    elif t.shape != leader.shape:
+        if t.numel() != leader.numel():
+            raise ValueError(
+                f"{label} has {t.numel()} elements, {lead.name}[{i}] has {leader.numel()}"
+            )
+        raise ValueError(
+            f"{label} has shape {tuple(t.shape)}, {lead.name}[{i}] has {tuple(leader.shape)}"
+        )
+    dtype = _expected_dtype(arg.kind, leader)
+    if t.dtype != dtype:
+        raise ValueError(f"{label} is {t.dtype}, expected {dtype} to go with {lead.name}[{i}]")
+    if t.device != leader.device:
+        raise ValueError(f"{label} is on {t.device}, {lead.name}[{i}] is on {leader.device}")
+
+
+def _check_mutated(op: str, arg: ListArg, seen: dict[int, str]) -> None:
+    assert arg.tensors is not None
+    grad_mode = torch.is_grad_enabled()
+    compiling = torch.compiler.is_compiling()
+    for i, t in enumerate(arg.tensors):
+        if grad_mode and t.requires_grad:
+            raise ValueError(
+                f"{op}: {arg.name}[{i}] requires grad; call under torch.no_grad() to modify it"
+            )
+        if compiling or t.numel() == 0:
+            continue  # addresses are not known while tracing
+        if any(st == 0 and sz > 1 for st, sz in zip(t.stride(), t.shape, strict=True)):
+            raise ValueError(f"{op}: {arg.name}[{i}] is expanded; several elements share memory")
+        first = seen.setdefault(t.data_ptr(), f"{arg.name}[{i}]")
+        if first != f"{arg.name}[{i}]":
+            raise ValueError(f"{op}: {arg.name}[{i}] and {first} are the same memory")
+
+
+def check_lists(op: str, args: Sequence[ListArg], floating: bool = True) -> None:
+    """Check all lists of a call against the first one.
+
+    Raises:
+        ValueError: naming the op, the list and the index of the first thing that is wrong.
+    """
+    lead = args[0]
+    check_tensor_list(op, lead.name, lead.tensors)
+    assert lead.tensors is not None
+    if floating:
+        for i, t in enumerate(lead.tensors):
+            if t.dtype not in FLOATING:
+                names = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
+                raise ValueError(f"{op}: {lead.name}[{i}] is {t.dtype}, expected one of {names}")
+    for arg in args[1:]:
+        if arg.tensors is None:
+            continue
+        check_tensor_list(op, arg.name, arg.tensors)
+        if len(arg.tensors) != len(lead.tensors):
+            raise ValueError(
+                f"{op}: {arg.name} has {len(arg.tensors)} tensors, "
+                f"{lead.name} has {len(lead.tensors)}"
+            )
+        for i, leader in enumerate(lead.tensors):
+            _check_pair(op, arg, i, lead, leader)
+    seen: dict[int, str] = {}
+    for arg in args:
+        if arg.mutated and arg.tensors is not None:
+            _check_mutated(op, arg, seen)
+
+
+def check_scalar(op: str, name: str, value: float, low: float, *, strict: bool = False) -> None:
+    """ValueError unless ``value`` is finite and >= low (> low if strict)."""
+    bad = not isinstance(value, (int, float)) or value != value or value in (float("inf"),)
+    if bad or value < low or (strict and value == low):
+        raise ValueError(f"{op}: {name} must be finite and {'>' if strict else '>='} {low:g}, got {value}")
+
+
+def _storage_order(tensors: list[Tensor]) -> list[Tensor] | None:
+    """Flat views in memory order if all tensors are dense with the same strides, else None."""
+    first = tensors[0]
+    if any(t.stride() != first.stride() for t in tensors[1:]):
+        return None
+    dims = sorted((st, sz) for st, sz in zip(first.stride(), first.shape, strict=True) if sz != 1)
+    expected = 1
+    for stride, size in dims:
+        if stride != expected:
+            return None
+        expected *= size
+    return [t.as_strided((t.numel(),), (1,)) for t in tensors]
+
+
+def grouped(args: Sequence[ListArg], *, ordered: bool) -> Iterator[Group]:
+    """Split checked lists by device and dtype into contiguous lists; copy results back afterwards.
+
+    Tensors that are not contiguous are passed as flat views in memory order where the op does not
+    care for the order of elements (``ordered=False``, no mask words) and all tensors of an index
+    agree in strides; otherwise a contiguous copy takes their place and is copied back after the
+    call, that is, when the caller asks for the next group.
+    """
+    present = [a for a in args if a.tensors is not None]
+    lead = present[0].tensors
+    assert lead is not None
+    if not lead:
+        return
+    ordered = ordered or any(a.kind == "words" for a in present)
+    keys: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, t in enumerate(lead):
+        keys.setdefault((t.device, t.dtype), []).append(i)
+    for (device, dtype), indices in keys.items():
+        lists: dict[str, list[Tensor]] = {a.name: [] for a in args}
+        copies: list[tuple[Tensor, Tensor]] = []
+        for i in indices:
+            row = [a.tensors[i] for a in present]  # type: ignore[index]  # absent lists are left out
+            if all(t.is_contiguous() for t in row):
+                flat: list[Tensor] | None = row
+            else:
+                flat = None if ordered else _storage_order(row)
+            for k, a in enumerate(present):
+                t = row[k] if flat is None else flat[k]
+                if flat is None and not t.is_contiguous():
+                    t = t.contiguous()
+                    if a.mutated:
+                        copies.append((row[k], t))
+                lists[a.name].append(t)
+        yield Group(indices, device, dtype, lists)
+        for original, copy in copies:
+            original.copy_(copy)
+
+
+def bump_versions(args: Sequence[ListArg]) -> None:
+    """Tell autograd that the mutated tensors changed; ops registered from C++ do not."""
+    if torch.compiler.is_compiling():
+        return  # functionalisation tracks mutation there
+    mutated = [t for a in args if a.mutated and a.tensors is not None for t in a.tensors]
+    if mutated:
+        torch.autograd.graph.increment_version(mutated)

@@ -1,0 +1,136 @@
+"""Every op's schema, fake and registration; nothing else.
+
+The schemas stand in three namespaces, so that each backend is an opaque op of its own for the
+dispatcher, ``torch.compile`` and ``opcheck``:
+
+* ``sparse_kernels``: the compiled kernels (CPU key from ``_C``, CUDA key from ``_C_cuda``), the
+  reference where neither is there;
+* ``sparse_kernels_reference``: always the reference;
+* ``sparse_kernels_triton``: the Triton twins, imported at their first call.
+
+Lists come as contiguous tensors of one device and dtype; an absent list is an empty list.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from . import reference
+
+COMPILED, REFERENCE, TRITON = "sparse_kernels", "sparse_kernels_reference", "sparse_kernels_triton"
+
+_ZO_STREAM = (
+    "Tensor key, Tensor? directions, int first_direction, int[] uids, str distribution, int rounds, "
+    "Tensor[] masks"
+)
+
+#: op name -> (schema without the name, stem of the file that implements it)
+SCHEMAS: dict[str, tuple[str, str]] = {
+    "grad_norm": (
+        "(Tensor[] grads, Tensor[] masks, Tensor[] weights, float eta, bool squared) -> Tensor",
+        "norm",
+    ),
+    "masked_perturb_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor norm, float rho, Tensor[] masks, "
+        "Tensor(b!)[] backup, bool adaptive, float eta, float eps) -> ()",
+        "masked_perturb",
+    ),
+    "restore_": ("(Tensor(a!)[] params, Tensor[] backup, Tensor[] masks) -> ()", "restore"),
+    "mask_pack_": ("(Tensor[] masks, Tensor(a!)[] words) -> ()", "mask_pack"),
+    "mask_unpack_": ("(Tensor[] words, Tensor(a!)[] masks) -> ()", "mask_pack"),
+    "zo_combine_": (
+        f"(Tensor(a!)[] tensors, Tensor[] src, Tensor coef, {_ZO_STREAM}, Tensor(b!)[] backup, "
+        "Tensor? alpha, Tensor? gamma, Tensor(c!)? sumsq) -> ()",
+        "zo_combine",
+    ),
+    "zo_norm2": (f"(Tensor[] tensors, Tensor coef, {_ZO_STREAM}) -> Tensor", "zo_combine"),
+    "zo_gram": (f"(Tensor[] tensors, int q, {_ZO_STREAM}) -> Tensor", "zo_combine"),
+    "linbreg_step_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] momentum_buffers, "
+        "Tensor[] active, float lr, float lam, float delta, float momentum, str momentum_form, "
+        "bool nesterov, float weight_decay, bool maximize) -> Tensor",
+        "bregman_step",
+    ),
+    "adabreg_step_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] exp_avgs, "
+        "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] counts, Tensor[] active, float lr, float lam, "
+        "float delta, float beta1, float beta2, float eps, float weight_decay, bool maximize, "
+        "int step, Tensor? step_sizes, Tensor? bias2_sqrts) -> Tensor",
+        "bregman_step",
+    ),
+}
+
+OPS = tuple(SCHEMAS)
+
+
+def _returns_nothing(*args: object) -> None:
+    return None
+
+
+def _scalar64(tensors: list[Tensor], *args: object) -> Tensor:
+    return tensors[0].new_empty((), dtype=torch.float64)
+
+
+def _fake_grad_norm(
+    grads: list[Tensor], masks: list[Tensor], weights: list[Tensor], eta: float, squared: bool
+) -> Tensor:
+    wide = squared or grads[0].dtype == torch.float64
+    return grads[0].new_empty((), dtype=torch.float64 if wide else torch.float32)
+
+
+def _fake_zo_gram(tensors: list[Tensor], q: int, *args: object) -> Tensor:
+    return tensors[0].new_empty((q, q), dtype=torch.float64)
+
+
+def _fake_live(params: list[Tensor], *args: object) -> Tensor:
+    return params[0].new_empty((len(params),), dtype=torch.int64)
+
+
+_FAKES: dict[str, Callable] = {
+    "grad_norm": _fake_grad_norm,
+    "masked_perturb_": _returns_nothing,
+    "restore_": _returns_nothing,
+    "mask_pack_": _returns_nothing,
+    "mask_unpack_": _returns_nothing,
+    "zo_combine_": _returns_nothing,
+    "zo_norm2": _scalar64,
+    "zo_gram": _fake_zo_gram,
+    "linbreg_step_": _fake_live,
+    "adabreg_step_": _fake_live,
+}
+
+
+def reference_function(op: str) -> Callable:
+    return getattr(reference, op.rstrip("_") + "_ref")
+
+
+def _triton_function(op: str) -> Callable:
+    """The Triton launcher of ``op``, imported when first called: triton is optional and slow to load."""
+    name, stem = op.rstrip("_") + "_triton", SCHEMAS[op][1]
+
+    def launch(*args: object) -> object:
+        return getattr(importlib.import_module(f"sparse_kernels.triton.{stem}"), name)(*args)
+
+    launch.__name__ = name
+    return launch
+
+
+def _register(namespace: str, function_of: Callable[[str], Callable]) -> Library:
+    library = Library(namespace, "DEF")
+    for op, (schema, _) in SCHEMAS.items():
+        library.define(op + schema)
+        library.impl(op, function_of(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{namespace}::{op}", _FAKES[op], lib=library)
+    return library
+
+
+_libraries = [
+    _register(COMPILED, reference_function),
+    _register(REFERENCE, reference_function),
+    _register(TRITON, _triton_function),
+]

@@ -1,0 +1,246 @@
+"""Linearised Bregman steps: dual step, soft-threshold readout and live count in one pass."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._backend import resolve
+from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+
+MOMENTUM_FORMS = ("sgd", "ema")
+
+
+def _check_hyper(op: str, lr: float, lam: float, delta: float, weight_decay: float) -> None:
+    check_scalar(op, "lr", lr, 0.0)
+    check_scalar(op, "lam", lam, 0.0)
+    check_scalar(op, "delta", delta, 0.0, strict=True)
+    check_scalar(op, "weight_decay", weight_decay, 0.0)
+
+
+def _check_beta(op: str, name: str, beta: float) -> None:
+    if not 0.0 <= beta < 1.0:
+        raise ValueError(f"{op}: {name} must be in [0, 1), got {beta}")
+
+
+def _scatter_live(parts: list[tuple[list[int], Tensor]], count: int) -> Tensor:
+    """Live counts of the groups, back in list order, on the first group's device."""
+    if len(parts) == 1:
+        return parts[0][1]
+    device = parts[0][1].device if parts else torch.device("cpu")
+    live = torch.zeros(count, dtype=torch.int64, device=device)
+    for indices, part in parts:
+        live[indices] = part.to(device)
+    return live
+
+
+def linbreg_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    duals: Sequence[Tensor] | None,
+    lr: float,
+    lam: float,
+    delta: float = 1.0,
+    momentum: float = 0.0,
+    momentum_buffers: Sequence[Tensor] | None = None,
+    *,
+    momentum_form: str = "sgd",
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    active: Sequence[Tensor] | None = None,
+    maximize: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Take one linearised Bregman step and return the live counts.
+
+    ``d = g``, or with momentum "sgd": ``b = beta b + g; d = b`` (nesterov ``d = g + beta b``), "ema":
+    ``b = beta b + (1 - beta) lr g`` and the dual moves by b itself; then
+
+    ``dual = dual - lr * d - lr * weight_decay * param``, ``param = delta * shrink(dual, lam)``,
+    ``shrink(v, lam) = v - clamp(v, -lam, lam)``.
+
+    Args:
+        params: tensors (mutated); float32, bfloat16, float16 or float64. With duals they are
+            written only: their value is ``delta * shrink(dual, lam)``.
+        grads: tensors like ``params``.
+        duals: tensors (mutated) shaped like ``params``, float32 (float64 for float64). None: each
+            parameter is its own dual; ``lam`` is ignored and ``delta`` scales the step, which is
+            plain (momentum) gradient descent.
+        lr: step size tau, >= 0.
+        lam: threshold of the dual, >= 0.
+        delta: elastic parameter, > 0.
+        momentum: beta in [0, 1); needs ``momentum_buffers`` if not 0.
+        momentum_buffers: tensors (mutated) like ``duals``; start at 0.
+        momentum_form: "sgd" (lr outside the buffer) or "ema" (inside).
+        nesterov: only with the "sgd" form.
+        weight_decay: decoupled decay mu in the dual, >= 0.
+        active: int32 bit masks; entries with bit 0 keep every bit of param, dual and buffer,
+            whatever their gradient, and are not counted.
+        maximize: ascend instead.
+        backend: "auto", "cuda", "triton", "cpp" or "reference".
+
+    Returns:
+        int64 tensor [len(params)]: entries with ``|dual| > lam`` (of the active ones) per tensor.
+
+    Raises:
+        ValueError: lists do not fit, a hyper-parameter is out of range, a tensor requires grad.
+        BackendUnavailableError: the backend asked for is not there.
+
+    Note:
+        Math in float32 (float64 for float64), one rounding on store; float32 results are bit-equal
+        on every backend. NaN propagates. |dual| == lam gives +0.0.
+
+    Source: Bungert, Roith, Tenbrinck, Burger, arXiv 2105.04319, algorithm 1 (LinBreg).
+
+    Example:
+        >>> w, v, g = torch.zeros(2), torch.zeros(2), torch.tensor([1.0, -8.0])
+        >>> linbreg_step_([w], [g], [v], lr=0.25, lam=0.5)
+        tensor([1])
+        >>> w, v
+        (tensor([0.0000, 1.5000]), tensor([-0.2500,  2.0000]))
+    """
+    op = "linbreg_step_"
+    args = [
+        ListArg("params", params, mutated=True),
+        ListArg("grads", grads),
+        ListArg("duals", duals, mutated=True, kind="opmath"),
+        ListArg("momentum_buffers", momentum_buffers, mutated=True, kind="opmath"),
+        ListArg("active", active, kind="words"),
+    ]
+    check_lists(op, args)
+    _check_hyper(op, lr, lam, delta, weight_decay)
+    _check_beta(op, "momentum", momentum)
+    if momentum_form not in MOMENTUM_FORMS:
+        raise ValueError(f"{op}: momentum_form must be 'sgd' or 'ema', got {momentum_form!r}")
+    if momentum != 0.0 and momentum_buffers is None:
+        raise ValueError(f"{op}: momentum {momentum} needs momentum_buffers")
+    if nesterov and (momentum_form != "sgd" or momentum == 0.0):
+        raise ValueError(f"{op}: nesterov needs momentum and the 'sgd' form")
+    parts = []
+    for g in grouped(args, ordered=False):
+        run = resolve(op, backend, g.device.type, g.dtype)
+        lists = g.lists
+        live = run(
+            lists["params"], lists["grads"], lists["duals"], lists["momentum_buffers"],
+            lists["active"], lr, lam, delta, momentum, momentum_form, nesterov, weight_decay, maximize,
+        )  # fmt: skip
+        parts.append((g.indices, live))
+    bump_versions(args)
+    return _scatter_live(parts, len(params))
+
+
+@functools.lru_cache(maxsize=16)
+def _bias_corrections(
+    beta1: float, beta2: float, rows: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """float64 tables [rows] of 1 - beta1^n and sqrt(1 - beta2^n) for n = 0 ... rows - 1."""
+    n = range(rows)
+    bias1 = torch.tensor([1.0 - beta1**k for k in n], dtype=torch.float64)
+    bias2 = torch.tensor([math.sqrt(1.0 - beta2**k) for k in n], dtype=torch.float64)
+    bias1[0] = bias2[0] = 1.0  # row 0 is never read: a count is at least 1 when used
+    return bias1.to(device), bias2.to(device)
+
+
+def _table_rows(step: int, betas: tuple[float, float]) -> int:
+    """Rows until both corrections round to 1 in float64, or ``step`` if that is less, doubled up."""
+    slowest = max(betas)
+    saturated = math.ceil(-54 * math.log(2) / math.log(slowest)) + 2 if slowest > 0 else 2
+    return min(saturated, 1 << (step + 1).bit_length())
+
+
+def adabreg_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    duals: Sequence[Tensor] | None,
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    lr: float,
+    lam: float,
+    delta: float = 1.0,
+    *,
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    counts: Sequence[Tensor] | None = None,
+    active: Sequence[Tensor] | None = None,
+    maximize: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Take one AdaBreg step (Adam in the dual) and return the live counts.
+
+    ``a = a + (1 - beta1)(g - a)``, ``u = beta2 u + (1 - beta2) g^2``,
+    ``dual = dual - lr * weight_decay * param - lr / (1 - beta1^n) * a / (sqrt(u) / sqrt(1 - beta2^n) + eps)``,
+    ``param = delta * shrink(dual, lam)``.
+
+    Args:
+        params, grads, duals, lr, lam, delta, weight_decay, active, maximize, backend: as in
+            ``linbreg_step_``.
+        exp_avgs: first moments a (mutated), float32 (float64 for float64); start at 0.
+        exp_avg_sqs: second moments u (mutated), likewise.
+        step: number n of this update, >= 1; with ``counts`` an upper bound of every new count.
+        betas: (beta1, beta2), each in [0, 1).
+        eps: added outside the root, after the bias correction, >= 0.
+        counts: int32 tensors (mutated) shaped like ``params``: updates each coordinate has had;
+            each written entry is counted up and n is its own count ("coordinate" time).
+
+    Returns:
+        int64 tensor [len(params)]: entries with ``|dual| > lam`` (of the active ones) per tensor.
+
+    Raises:
+        ValueError: lists do not fit, a hyper-parameter is out of range, a tensor requires grad.
+        BackendUnavailableError: the backend asked for is not there.
+
+    Note:
+        As ``linbreg_step_``. The square root is correctly rounded on every backend; results equal
+        Adam's (lam = 0, delta = 1) to rounding.
+
+    Source: arXiv 2105.04319, algorithm 3 (AdaBreg), with both bias corrections of Adam.
+
+    Example:
+        >>> w, v, g = torch.zeros(2), torch.zeros(2), torch.tensor([1.0, -8.0])
+        >>> a, u = torch.zeros(2), torch.zeros(2)
+        >>> adabreg_step_([w], [g], [v], [a], [u], lr=0.25, lam=0.125, step=1)
+        tensor([2])
+        >>> w
+        tensor([-0.1250,  0.1250])
+    """
+    op = "adabreg_step_"
+    args = [
+        ListArg("params", params, mutated=True),
+        ListArg("grads", grads),
+        ListArg("duals", duals, mutated=True, kind="opmath"),
+        ListArg("exp_avgs", exp_avgs, mutated=True, kind="opmath"),
+        ListArg("exp_avg_sqs", exp_avg_sqs, mutated=True, kind="opmath"),
+        ListArg("counts", counts, mutated=True, kind=torch.int32),
+        ListArg("active", active, kind="words"),
+    ]
+    check_lists(op, args)
+    _check_hyper(op, lr, lam, delta, weight_decay)
+    check_scalar(op, "eps", eps, 0.0)
+    for i, beta in enumerate(betas):
+        _check_beta(op, f"betas[{i}]", beta)
+    if step < 1:
+        raise ValueError(f"{op}: step must be >= 1, got {step}")
+    parts = []
+    for g in grouped(args, ordered=False):
+        run = resolve(op, backend, g.device.type, g.dtype)
+        step_sizes = bias2_sqrts = None
+        if counts is not None:
+            scale = 1.0 if duals is not None else delta
+            bias1, bias2 = _bias_corrections(*betas, _table_rows(step, betas), g.device)
+            step_sizes = (lr * scale / bias1).to(opmath_dtype(g.dtype))
+            bias2_sqrts = bias2.to(opmath_dtype(g.dtype))
+        lists = g.lists
+        live = run(
+            lists["params"], lists["grads"], lists["duals"], lists["exp_avgs"],
+            lists["exp_avg_sqs"], lists["counts"], lists["active"], lr, lam, delta, *betas, eps,
+            weight_decay, maximize, step, step_sizes, bias2_sqrts,
+        )  # fmt: skip
+        parts.append((g.indices, live))
+    bump_versions(args)
+    return _scatter_live(parts, len(params))

@@ -1,0 +1,80 @@
+"""Ascent step of sharpness-aware minimisation, dense, masked or adaptive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .._backend import resolve
+from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+
+
+def masked_perturb_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    norm: Tensor,
+    rho: float,
+    masks: Sequence[Tensor] | None = None,
+    backup: Sequence[Tensor] | None = None,
+    adaptive: bool = False,
+    *,
+    eta: float = 0.0,
+    eps: float = 1e-12,
+    backend: str | None = None,
+) -> None:
+    """Move the parameters to the perturbed point, in one pass.
+
+    ``params += m * rho * g / (norm + eps)``; adaptive: ``m * rho * (|w| + eta)^2 * g / (norm + eps)``.
+
+    Args:
+        params: tensors (mutated); float32, bfloat16, float16 or float64.
+        grads: tensors like ``params``.
+        norm: 0-dim tensor, as ``grad_norm`` returns it; read on the device. Where
+            ``rho / (norm + eps)`` is not finite the parameters keep their bits.
+        rho: perturbation radius, >= 0.
+        masks: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.
+        backup: tensors like ``params`` (mutated): the whole parameter's original bits, written in
+            the same pass, for ``restore_``.
+        adaptive: adaptive SAM; ``norm`` is then the weighted norm.
+        eta: added to ``|w|`` in the adaptive form, >= 0.
+        eps: added to the norm, >= 0.
+        backend: "auto", "cuda", "triton", "cpp" or "reference".
+
+    Raises:
+        ValueError: lists do not fit, a tensor requires grad in grad mode, two are the same memory.
+        BackendUnavailableError: the backend asked for is not there.
+
+    Note:
+        Elementwise in float32 (float64 for float64), one rounding on store; float32 results are
+        bit-equal on every backend.
+
+    Source: SAM, arXiv 2010.01412, eq. (2); Sparse SAM, arXiv 2210.05177; ASAM, arXiv 2102.11600.
+
+    Example:
+        >>> w, g = torch.zeros(2), torch.tensor([3.0, 4.0])
+        >>> masked_perturb_([w], [g], grad_norm([g]), rho=0.5)
+        >>> w
+        tensor([0.3000, 0.4000])
+    """
+    op = "masked_perturb_"
+    args = [
+        ListArg("params", params, mutated=True),
+        ListArg("grads", grads),
+        ListArg("masks", masks, kind="words"),
+        ListArg("backup", backup, mutated=True),
+    ]
+    check_lists(op, args)
+    for name, value in (("rho", rho), ("eta", eta), ("eps", eps)):
+        check_scalar(op, name, value, 0.0)
+    if not isinstance(norm, Tensor) or norm.numel() != 1:
+        raise ValueError(f"{op}: norm must be a tensor with one element")
+    for g in grouped(args, ordered=False):
+        run = resolve(op, backend, g.device.type, g.dtype)
+        on_device = norm.reshape(()).to(device=g.device, dtype=opmath_dtype(g.dtype))
+        lists = g.lists
+        run(
+            lists["params"], lists["grads"], on_device, rho, lists["masks"], lists["backup"],
+            adaptive, eta, eps,
+        )  # fmt: skip
+    bump_versions(args)

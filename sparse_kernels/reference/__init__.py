@@ -1,0 +1,27 @@
+"""Pure PyTorch references of every op: the fallback on any device, and the oracle in float64.
+
+Each function takes the arguments of the dispatcher schema of the same name (see ``_schemas.py``):
+contiguous tensors of one device and one dtype per list, an empty list where an optional list is
+absent. They are written to be obviously correct and obey the bit rules of ``docs/numerics.md``:
+products and sums are separate operations, scalars are rounded to the tensors' math dtype first.
+"""
+
+from .bregman_step import adabreg_step_ref, linbreg_step_ref
+from .mask_pack import mask_pack_ref, mask_unpack_ref
+from .masked_perturb import masked_perturb_ref
+from .norm import grad_norm_ref
+from .restore import restore_ref
+from .zo_combine import zo_combine_ref, zo_gram_ref, zo_norm2_ref
+
+__all__ = [
+    "adabreg_step_ref",
+    "grad_norm_ref",
+    "linbreg_step_ref",
+    "mask_pack_ref",
+    "mask_unpack_ref",
+    "masked_perturb_ref",
+    "restore_ref",
+    "zo_combine_ref",
+    "zo_gram_ref",
+    "zo_norm2_ref",
+]

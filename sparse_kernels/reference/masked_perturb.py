@@ -1,0 +1,35 @@
+"""masked_perturb_: the ascent step of (sparse, adaptive) sharpness-aware minimisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._common import keep_bits, store, to_opmath
+
+
+def masked_perturb_ref(
+    params: list[Tensor],
+    grads: list[Tensor],
+    norm: Tensor,
+    rho: float,
+    masks: list[Tensor],
+    backup: list[Tensor],
+    adaptive: bool,
+    eta: float,
+    eps: float,
+) -> None:
+    # rho is rounded to the math dtype before the division, as in the compiled kernels
+    scale = torch.full_like(norm, rho) / (norm + eps)
+    finite = scale.isfinite()  # a norm that is not finite leaves the parameters as they are
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if backup:
+            backup[i].copy_(param)
+        w, g = to_opmath(param), to_opmath(grad)
+        if adaptive:
+            t = w.abs() + eta
+            g = (t * t) * g
+        keep = finite.expand(w.shape)
+        if masks:
+            keep = keep & keep_bits(masks[i], w.numel())
+        store(param, w + scale * g, keep)

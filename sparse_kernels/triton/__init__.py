@@ -1,0 +1,1 @@
+"""Triton twins of the ops; see ``docs/backends.md``."""
