@@ -1,0 +1,67 @@
+// Portable normals: Box-Muller from IEEE add, multiply, explicit fma and sqrt in a fixed order, hence
+// the same bits on every CPU and GPU, and within 4 ulp of the float64 reference value.
+//   u = fma(float(a), 2^-32, 2^-33), r = sqrt(-2 ln u), angle = 2 pi b / 2^32
+//   even lane r cos(angle), odd lane r sin(angle); the quadrant is taken in integers
+// Coefficients: relative minimax fits (iteratively reweighted least squares on Chebyshev nodes),
+// log1p on [-1/3, 1/3] to 5e-9, sine and cosine of (pi/4) x on [-1, 1] to 5e-12 and 6e-14.
+// Twins: box_muller in sparse_kernels/reference/philox.py, sparse_kernels/triton/philox.py.
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+#include "math.h"
+
+namespace sk {
+
+// ln u for u in [2^-33, 1]: u = 2^e m with m in [2/3, 4/3), ln u = e ln2 + log1p(m - 1)
+SK_HD float log_unit(float u) {
+  const int32_t bits = int32_t(float_to_bits(u));
+  const int32_t exponent = (bits - 0x3f2aaaab) >> 23;  // 0x3f2aaaab is 2/3
+  const float f = bits_to_float(uint32_t(bits - exponent * (1 << 23))) - 1.0f;
+  const float w = f * f;
+  float q = -0x1.080586p-3f;
+  q = fma(f, q, 0x1.1e66bep-3f);
+  q = fma(f, q, -0x1.f3114p-4f);
+  q = fma(f, q, 0x1.1ed716p-3f);
+  q = fma(f, q, -0x1.559dccp-3f);
+  q = fma(f, q, 0x1.99d028p-3f);
+  q = fma(f, q, -0x1.fffefp-3f);
+  q = fma(f, q, 0x1.555506p-2f);
+  const float e = float(exponent);
+  float y = fma(f * w, q, e * -0x1.bd0106p-13f);  // ln2, low word
+  y = fma(-0.5f, w, y);
+  return fma(e, 0x1.63p-1f, f + y);  // ln2, high word: its product with e is exact
+}
+
+struct NormalPair {
+  float even, odd;
+};
+
+SK_HD NormalPair box_muller(uint32_t a, uint32_t b) {
+  const float u = fma(float(a), 0x1p-32f, 0x1p-33f);
+  const float radius = sqrt(-2.0f * log_unit(u));
+  // residual angle (pi/4) x, x in [-1, 1); the sine's leading coefficient takes two words
+  const uint32_t quadrant = (b + 0x20000000u) >> 30;
+  const float x = float(int32_t(b << 2)) * 0x1p-31f;
+  const float t = x * x;
+  float s = 0x1.4be09ep-22f;
+  s = fma(t, s, -0x1.32cb0ep-15f);
+  s = fma(t, s, 0x1.466bbcp-9f);
+  s = fma(t, s, -0x1.4abbcep-4f);
+  const float sine = fma(x, 0x1.921fb6p-1f, x * fma(t, s, -0x1.777a5cp-26f));
+  float c = -0x1.a10852p-26f;
+  c = fma(t, c, 0x1.e1e85cp-19f);
+  c = fma(t, c, -0x1.55d3bcp-12f);
+  c = fma(t, c, 0x1.03c1fp-6f);
+  c = fma(t, c, -0x1.3bd3ccp-2f);
+  const float cosine = fma(t, c, 1.0f);
+  const bool swap = quadrant & 1u;
+  const float even = swap ? sine : cosine;
+  const float odd = swap ? cosine : sine;
+  const float even_sign = (quadrant == 1u || quadrant == 2u) ? -radius : radius;
+  const float odd_sign = quadrant >= 2u ? -radius : radius;
+  return {even_sign * even, odd_sign * odd};
+}
+
+}  // namespace sk

@@ -1,0 +1,158 @@
+// One block of up to kBlock elements: how a stream's memory and a functor's registers meet.
+//
+// A stream is worked on in place where its type is the type of the math and every element is
+// written. Otherwise it goes through a buffer in L1: to convert 16-bit types, to leave masked-out
+// entries alone, or to be streamed past the caches (core/simd_store.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+
+#include "../core/macros.h"
+#include "../core/simd_store.h"
+#include "../functors/streams.h"
+
+namespace sk::cpu {
+
+constexpr int kBlock = 256;  // elements: larger buffers lose bandwidth (docs/performance.md)
+
+struct BlockContext {
+  int n;                       // elements in this block
+  const uint32_t* keep;        // 0 or 1 per element; null without a mask
+  StreamCopy stream;           // null: plain stores
+};
+
+SK_HD bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kStreamAlign == 0; }
+
+SK_HD void copy_out(void* dst, const void* src, size_t bytes, StreamCopy stream) {
+  if (stream && bytes % kStreamAlign == 0 && aligned(dst) && aligned(src)) {
+    stream(dst, src, bytes);
+  } else {
+    std::memcpy(dst, src, bytes);
+  }
+}
+
+template <class S, bool kMasked>
+struct BlockStream {
+  using Storage = typename S::Storage;
+  using Value = typename S::Value;
+  static constexpr bool kSameType = std::is_same_v<Storage, Value>;
+  static constexpr bool kReads = S::role != Role::kOut;
+  static constexpr bool kWrites = S::role != Role::kIn;
+
+  Storage* memory;
+  Value* x;  // what the functor works on
+  alignas(kStreamAlign) Value buffer[kBlock];
+
+  SK_HD void open(void* base, int64_t first, const BlockContext& block) {
+    memory = static_cast<Storage*>(base) + first;
+    const bool streamed = S::role == Role::kOut && block.stream && block.n == kBlock;
+    if (kSameType && !(kWrites && kMasked) && !streamed) {
+      x = reinterpret_cast<Value*>(memory);
+      return;
+    }
+    x = buffer;
+    if constexpr (kReads) {
+#pragma omp simd
+      for (int i = 0; i < block.n; ++i) buffer[i] = load(memory[i]);
+    }
+  }
+
+  SK_HD void close(const BlockContext& block) {
+    if constexpr (kWrites) {
+      if (x != buffer) return;
+      if constexpr (kMasked) {
+#pragma omp simd
+        for (int i = 0; i < block.n; ++i) {
+          memory[i] = block.keep[i] ? store<Storage>(buffer[i]) : memory[i];
+        }
+      } else if constexpr (kSameType) {
+        copy_out(memory, buffer, block.n * sizeof(Storage), block.stream);
+      } else if (S::role == Role::kOut && block.stream) {
+        alignas(kStreamAlign) Storage narrow[kBlock];
+#pragma omp simd
+        for (int i = 0; i < block.n; ++i) narrow[i] = store<Storage>(buffer[i]);
+        copy_out(memory, narrow, block.n * sizeof(Storage), block.stream);
+      } else {
+#pragma omp simd
+        for (int i = 0; i < block.n; ++i) memory[i] = store<Storage>(buffer[i]);
+      }
+    }
+  }
+};
+
+template <class Lists, bool kMasked>
+struct BlockStreams;
+
+template <class... S, bool kMasked>
+struct BlockStreams<StreamList<S...>, kMasked> {
+  std::tuple<BlockStream<S, kMasked>...> streams;
+
+  SK_HD void open(void* const* bases, int64_t first, const BlockContext& block) {
+    each([&](auto& s, size_t i) __attribute__((always_inline)) { s.open(bases[i], first, block); });
+  }
+  SK_HD void close(const BlockContext& block) {
+    each([&](auto& s, size_t) __attribute__((always_inline)) { s.close(block); });
+  }
+  template <class F>
+  SK_HD void each(F f) {
+    each_impl(f, std::index_sequence_for<S...>{});
+  }
+  template <class F, size_t... I>
+  SK_HD void each_impl(F f, std::index_sequence<I...>) {
+    (f(std::get<I>(streams), I), ...);
+  }
+
+  // results[i] = functor(generated[i], x0[i], x1[i], ...) for n elements
+  template <class Functor, class Generated, class Result>
+  SK_HD void run(const Functor& functor, int n, const Generated* generated, Result* results) {
+    run_impl(functor, n, generated, results, std::index_sequence_for<S...>{});
+  }
+  template <class Functor, class Generated, class Result, size_t... I>
+  SK_HD void run_impl(const Functor& functor, int n, const Generated* generated, Result* results,
+                      std::index_sequence<I...>) {
+    const std::tuple<typename S::Value*...> x{std::get<I>(streams).x...};
+    loop<Functor, Generated, Result, typename S::Value...>(functor, n, generated, results,
+                                                           std::get<I>(x)...);
+  }
+  template <class Functor, class Generated, class Result, class... V>
+  static SK_HD void loop(const Functor& functor, int n, const Generated* generated,
+                         Result* results, V*... x) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      if constexpr (std::is_void_v<Generated>) {
+        if constexpr (std::is_void_v<Result>) {
+          functor(x[i]...);
+        } else {
+          results[i] = functor(x[i]...);
+        }
+      } else {
+        if constexpr (std::is_void_v<Result>) {
+          functor(generated[i], x[i]...);
+        } else {
+          results[i] = functor(generated[i], x[i]...);
+        }
+      }
+    }
+  }
+};
+
+// 32 mask bits to 32 words of 0 or 1; the shifts vectorise
+SK_HD void expand_mask(const uint32_t* words, int n, uint32_t* keep) {
+  for (int w = 0; w * 32 < n; ++w) {
+    const uint32_t word = words[w];
+#pragma omp simd
+    for (int i = 0; i < 32; ++i) keep[32 * w + i] = (word >> i) & 1u;
+  }
+}
+
+SK_HD bool any_bit(const uint32_t* words, int n) {
+  uint32_t any = 0;
+  for (int w = 0; w * 32 < n; ++w) any |= words[w];
+  return any != 0;
+}
+
+}  // namespace sk::cpu

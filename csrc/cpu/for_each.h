@@ -1,0 +1,219 @@
+// The CPU's one elementwise driver: a plan over all tensors of a call, threads from torch's pool,
+// a vectorised loop per block, the summation order of core/reduce.h.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "../core/chunk_plan.h"
+#include "../core/mask.h"
+#include "../core/reduce.h"
+#include "block.h"
+
+namespace sk::cpu {
+
+constexpr int kMaxStreams = 6;
+// Working sets above this are streamed past the caches; below, the next op may still find them there.
+constexpr int64_t kStreamBytes = int64_t(32) << 20;
+constexpr int64_t kMinTaskElements = 32768;  // below this a thread costs more than it brings
+
+struct Segment {
+  int64_t numel = 0;
+  std::array<void*, kMaxStreams> data{};
+  const uint32_t* mask = nullptr;
+  void* backup = nullptr;  // raw copy of stream 0, taken before it changes
+  uint32_t uid = 0;        // parameter number of the random stream
+};
+
+// Per-thread memory of a call.
+template <class Op>
+struct Scratch {
+  std::vector<typename Op::Math> lanes;
+  std::vector<float> noise = std::vector<float>(Op::kGenerated ? kBlock : 0);
+  std::vector<uint32_t> words;  // sign bits of the current tile, see generate.h
+  int64_t tile = -1;
+};
+
+template <class Op>
+struct Partial {
+  typename Op::Math sum = 0;
+  int64_t count = 0;
+};
+
+template <class Op, bool kMasked, bool kFull>
+SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Segment& segment,
+                     int64_t tensor, int64_t first, int count, StreamCopy stream,
+                     Scratch<Op>& scratch, Partial<Op>& partial) {
+  using Math = typename Op::Math;
+  constexpr bool kCounts = Op::kReduce == Reduce::kCount;
+  constexpr bool kSums = Op::kReduce == Reduce::kSum;
+  using Result = std::conditional_t<kCounts, int32_t, std::conditional_t<kSums, Math, void>>;
+  const int n = kFull ? kBlock : count;  // a constant trip count for all blocks but the last
+
+  if constexpr (Op::Lists::size > 0) {
+    if (segment.backup) {
+      using Storage = typename Op::Lists::template At<0>::Storage;
+      copy_out(static_cast<Storage*>(segment.backup) + first,
+               static_cast<Storage*>(segment.data[0]) + first, n * sizeof(Storage), stream);
+    }
+  }
+  alignas(kStreamAlign) uint32_t keep[kMasked ? kBlock : 1];
+  if constexpr (kMasked) {
+    const uint32_t* words = segment.mask + first / 32;
+    if (!any_bit(words, n)) return;
+    expand_mask(words, n, keep);
+  }
+  const BlockContext block{n, kMasked ? keep : nullptr, stream};
+  BlockStreams<typename Op::Lists, kMasked> streams;
+  streams.open(segment.data.data(), first, block);
+
+  alignas(kStreamAlign) std::conditional_t<kCounts, int32_t, Math> results[kBlock];
+  Result* out = nullptr;
+  if constexpr (!std::is_void_v<Result>) out = results;
+  if constexpr (Op::kGenerated) {
+    alignas(kStreamAlign) Math generated[kBlock];
+    op.generate(tensor, segment.uid, first, n, generated, scratch);
+    streams.run(functor, n, static_cast<const Math*>(generated), out);
+  } else {
+    streams.run(functor, n, static_cast<const void*>(nullptr), out);
+  }
+  streams.close(block);
+
+  if constexpr (kSums) {
+    Math* lanes = scratch.lanes.data() + first % kLanes;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      lanes[i] = lanes[i] + (kMasked && !keep[kMasked ? i : 0] ? Math(0) : results[i]);
+    }
+  }
+  if constexpr (kCounts) {
+    int32_t live = 0;
+#pragma omp simd reduction(+ : live)
+    for (int i = 0; i < n; ++i) live += kMasked ? results[i] & int32_t(keep[kMasked ? i : 0]) : results[i];
+    partial.count += live;
+  }
+}
+
+template <class Op, bool kMasked>
+SK_CLONES void run_chunk(const Op& op, const Segment& segment, int64_t tensor, int64_t begin,
+                         int64_t end, StreamCopy stream, Scratch<Op>& scratch,
+                         Partial<Op>& partial) {
+  const auto functor = op.bind(tensor);
+  if (!functor.enabled()) {
+    if constexpr (Op::Lists::size > 0) {
+      using Storage = typename Op::Lists::template At<0>::Storage;
+      if (segment.backup) {
+        std::memcpy(static_cast<Storage*>(segment.backup) + begin,
+                    static_cast<Storage*>(segment.data[0]) + begin, (end - begin) * sizeof(Storage));
+      }
+    }
+    return;
+  }
+  if constexpr (Op::kReduce == Reduce::kSum) scratch.lanes.assign(kLanes, 0);
+  int64_t first = begin;
+  for (; first + kBlock <= end; first += kBlock) {
+    run_block<Op, kMasked, true>(op, functor, segment, tensor, first, kBlock, stream, scratch,
+                                 partial);
+  }
+  if (first < end) {
+    run_block<Op, kMasked, false>(op, functor, segment, tensor, first, int(end - first), stream,
+                                  scratch, partial);
+  }
+  if constexpr (Op::kReduce == Reduce::kSum) partial.sum = join_lanes(scratch.lanes.data());
+}
+
+// Runs f(first chunk, last chunk, part) over `parts` ranges of about equal element counts.
+template <class F>
+void parallel_chunks(const ChunkPlan& plan, const std::vector<int64_t>& numels, const F& f) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t parts = std::clamp(plan.elements / kMinTaskElements, int64_t(1), threads);
+  if (parts == 1) return f(int64_t(0), plan.chunks());
+  std::vector<int64_t> bounds{0};
+  int64_t seen = 0;
+  for (int t = 0; t < plan.tensors(); ++t) {
+    for (int64_t c = 0; c < chunks_of(numels[t]); ++c) {
+      seen += std::min(kChunkSize, numels[t] - c * kChunkSize);
+      const int64_t due = plan.elements * int64_t(bounds.size()) / parts;
+      if (seen >= due && int64_t(bounds.size()) < parts) bounds.push_back(plan.first_chunk[t] + c + 1);
+    }
+  }
+  bounds.push_back(plan.chunks());
+  torch::stable::parallel_for(0, int64_t(bounds.size()) - 1, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) f(bounds[p], bounds[p + 1]);
+  });
+}
+
+struct Reduction {
+  double sum = 0;             // of all chunks, added in (tensor, chunk) order
+  std::vector<int64_t> live;  // per tensor
+};
+
+// Calls f(tensor, first element, last element, chunk) for every chunk, in parallel, with scratch of
+// type S made once per task.
+template <class S, class F>
+void for_each_chunk(const ChunkPlan& plan, const std::vector<int64_t>& numels, const F& f) {
+  parallel_chunks(plan, numels, [&](int64_t begin_chunk, int64_t end_chunk) {
+    if (begin_chunk == end_chunk) return;
+    S scratch;
+    int t = find_tensor(plan.first_chunk.data(), plan.tensors(), begin_chunk);
+    for (int64_t chunk = begin_chunk; chunk < end_chunk; ++chunk) {
+      while (plan.first_chunk[t + 1] <= chunk) ++t;
+      const int64_t begin = (chunk - plan.first_chunk[t]) * kChunkSize;
+      f(t, begin, std::min(numels[t], begin + kChunkSize), chunk, scratch);
+    }
+  });
+}
+
+inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {
+  std::vector<int64_t> numels;
+  numels.reserve(segments.size());
+  for (const Segment& s : segments) numels.push_back(s.numel);
+  return numels;
+}
+
+template <class... S>
+constexpr int64_t bytes_per_element(StreamList<S...>) {
+  return (int64_t(0) + ... + int64_t(sizeof(typename S::Storage)));
+}
+
+template <class Op>
+Reduction for_each(const Op& op, const std::vector<Segment>& segments) {
+  static const StreamCopy stream_copy = pick_stream_copy();
+  const std::vector<int64_t> numels = numels_of(segments);
+  const ChunkPlan plan(numels);
+  const bool large = plan.elements * bytes_per_element(typename Op::Lists{}) > kStreamBytes;
+  const StreamCopy stream = large ? stream_copy : nullptr;
+  std::vector<Partial<Op>> partials(Op::kReduce == Reduce::kNone ? 0 : plan.chunks());
+  for_each_chunk<Scratch<Op>>(
+      plan, numels,
+      [&](int t, int64_t begin, int64_t end, int64_t chunk, Scratch<Op>& scratch) {
+        Partial<Op> unused;
+        Partial<Op>& partial = partials.empty() ? unused : partials[chunk];
+        scratch.tile = -1;
+        if (segments[t].mask) {
+          run_chunk<Op, true>(op, segments[t], t, begin, end, stream, scratch, partial);
+        } else {
+          run_chunk<Op, false>(op, segments[t], t, begin, end, stream, scratch, partial);
+        }
+        if (stream) stream_fence();
+      });
+  Reduction total;
+  if constexpr (Op::kReduce == Reduce::kSum) {
+    for (const auto& p : partials) total.sum += double(p.sum);
+  }
+  if constexpr (Op::kReduce == Reduce::kCount) {
+    total.live.assign(segments.size(), 0);
+    for (size_t t = 0; t < segments.size(); ++t) {
+      for (int64_t c = plan.first_chunk[t]; c < plan.first_chunk[t + 1]; ++c) {
+        total.live[t] += partials[c].count;
+      }
+    }
+  }
+  return total;
+}
+
+}  // namespace sk::cpu

@@ -1,0 +1,31 @@
+#include "../functors/norm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "../torch/dispatch.h"
+#include "segments.h"
+
+namespace sk::cpu {
+
+Tensor grad_norm_cpu(TensorList grads, TensorList masks, TensorList weights, double eta,
+                     bool squared) {
+  constexpr const char* kOp = "grad_norm";
+  STD_TORCH_CHECK(!grads.empty(), kOp, ": the list is empty");
+  const ScalarType dtype = grads[0].scalar_type();
+  check_list(kOp, "grads", grads, grads, dtype);
+  check_list(kOp, "weights", weights, grads, dtype);
+  check_masks(kOp, masks, grads);
+  const auto segments = make_segments({&grads, &weights}, masks, {});
+  const double sum = dispatch_float<true>(kOp, dtype, [&]<class T>() {
+    if (weights.empty()) return for_each(SquaredNorm<T>{}, segments).sum;
+    return for_each(WeightedSquaredNorm<T>{opmath_t<T>(eta)}, segments).sum;
+  });
+  return squared ? scalar_result(sum, ScalarType::Double)
+                 : scalar_result(std::sqrt(sum), math_type(dtype));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) { m.impl("grad_norm", TORCH_BOX(&grad_norm_cpu)); }
+
+}  // namespace sk::cpu

@@ -1,0 +1,84 @@
+#include "../functors/zo_combine.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "../torch/dispatch.h"
+#include "../torch/zo_stream.h"
+#include "generate.h"
+#include "gram.h"
+#include "segments.h"
+
+namespace sk::cpu {
+
+void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
+                    std::optional<Tensor> directions, int64_t first_direction,
+                    std::vector<int64_t> uids, std::string distribution, int64_t rounds,
+                    TensorList masks, TensorList backup, std::optional<Tensor> alpha,
+                    std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
+  constexpr const char* kOp = "zo_combine_";
+  if (tensors.empty()) return;
+  const ScalarType dtype = tensors[0].scalar_type();
+  check_list(kOp, "tensors", tensors, tensors, dtype);
+  check_list(kOp, "src", src, tensors, dtype);
+  check_list(kOp, "backup", backup, tensors, dtype);
+  check_masks(kOp, masks, tensors);
+  check_factors(kOp, alpha, gamma, sumsq, tensors);
+  const auto segments = make_segments({&tensors, &src}, masks, backup, &uids);
+  dispatch_float<true>(kOp, dtype, [&]<class T>() {
+    using O = opmath_t<T>;
+    const auto stream = make_directions<O>(kOp, &coef, coef.numel(), key, directions,
+                                           first_direction, uids, distribution, rounds, tensors);
+    dispatch_bool(!src.empty(), [&]<bool kSource>() {
+      dispatch_bool(sumsq.has_value(), [&]<bool kSumsq>() {
+        const ZoCombine<T, kSource, kSumsq> op{stream, data_or_null<O>(alpha),
+                                               data_or_null<O>(gamma)};
+        const double sum = for_each(drawn(op), segments).sum;
+        if (kSumsq) *static_cast<double*>(sumsq->data_ptr()) = sum;
+      });
+    });
+  });
+}
+
+Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<Tensor> directions,
+                    int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
+                    int64_t rounds, TensorList masks) {
+  constexpr const char* kOp = "zo_norm2";
+  if (tensors.empty()) return scalar_result(0, ScalarType::Double);
+  const ScalarType dtype = tensors[0].scalar_type();
+  check_list(kOp, "tensors", tensors, tensors, dtype);
+  check_masks(kOp, masks, tensors);
+  const auto segments = make_segments({&tensors}, masks, {}, &uids);
+  const double sum = dispatch_float<true>(kOp, dtype, [&]<class T>() {
+    const auto stream =
+        make_directions<opmath_t<T>>(kOp, &coef, coef.numel(), key, directions, first_direction,
+                                     uids, distribution, rounds, tensors);
+    return for_each(drawn(ZoNorm2<T>{stream}), segments).sum;
+  });
+  return scalar_result(sum, ScalarType::Double);
+}
+
+Tensor zo_gram_cpu(TensorList tensors, int64_t q, Tensor key, std::optional<Tensor> directions,
+                   int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
+                   int64_t rounds, TensorList masks) {
+  constexpr const char* kOp = "zo_gram";
+  Tensor out = torch::stable::empty({q, q}, ScalarType::Double);
+  auto* gram = static_cast<double*>(out.data_ptr());
+  std::fill(gram, gram + q * q, 0.0);
+  if (tensors.empty()) return out;
+  check_list(kOp, "tensors", tensors, tensors, tensors[0].scalar_type());
+  check_masks(kOp, masks, tensors);
+  const auto stream = make_directions<float>(kOp, nullptr, q, key, directions, first_direction,
+                                             uids, distribution, rounds, tensors);
+  gram_matrix(stream, make_segments({&tensors}, masks, {}, &uids), gram);
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+  m.impl("zo_combine_", TORCH_BOX(&zo_combine_cpu));
+  m.impl("zo_norm2", TORCH_BOX(&zo_norm2_cpu));
+  m.impl("zo_gram", TORCH_BOX(&zo_gram_cpu));
+}
+
+}  // namespace sk::cpu
