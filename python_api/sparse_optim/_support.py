@@ -1,0 +1,171 @@
+"""Pieces shared by the optimizers: phases, names in messages, loss values, guarded buffers."""
+
+from __future__ import annotations
+
+import enum
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
+
+
+class Phase(str, enum.Enum):
+    """Where an optimizer stands inside a step.
+
+    Example:
+        >>> Phase.IDLE == "idle"
+        True
+    """
+
+    IDLE = "idle"  # weights are the weights
+    PERTURBED = "perturbed"  # weights are w + e; gradients are being taken there
+    RESTORED = "restored"  # weights are the weights again, the gradient at w + e is in .grad
+
+    __str__ = str.__str__
+
+
+def check_backend(backend: str) -> str:
+    """Return ``backend``; ValueError if there is no such name."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    return backend
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, strict: bool = False
+) -> float:
+    """Return ``value`` as a float; ValueError unless finite and in range (> low if strict)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    inside = math.isfinite(number) and low <= number <= high and not (strict and number == low)
+    if not inside:
+        bounds = f"{'>' if strict else '>='} {low:g}"
+        if high != math.inf:
+            bounds += f" and <= {high:g}"
+        raise ValueError(f"{name} must be finite and {bounds}, got {value}")
+    return number
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return ``value`` as an int; ValueError unless it is integral and in [low, high)."""
+    if isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+    if number < low or (high is not None and number >= high):
+        bounds = f">= {low}" if high is None else f"in [{low}, {high})"
+        raise ValueError(f"{name} must be {bounds}, got {value}")
+    return number
+
+
+def label(groups: Sequence[dict[str, Any]], param: Tensor) -> str:
+    """Name of a parameter for messages: its own if it was given one, else its place."""
+    for g, group in enumerate(groups):
+        for i, p in enumerate(group["params"]):
+            if p is param:
+                names = group.get("param_names")
+                place = repr(names[i]) if names else f"param_groups[{g}]['params'][{i}]"
+                return f"parameter {place} of shape {tuple(p.shape)}"
+    return f"a parameter of shape {tuple(param.shape)}"
+
+
+def trainable(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """Parameters with ``requires_grad`` in group order, each once."""
+    seen: dict[Tensor, None] = {}
+    for group in groups:
+        seen.update((p, None) for p in group["params"] if p.requires_grad)
+    return list(seen)
+
+
+def check_dense_gradient(where: str, groups: Sequence[dict[str, Any]], param: Tensor) -> None:
+    """RuntimeError for a gradient the fused operations have no meaning for."""
+    grad = param.grad
+    assert grad is not None
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"{where}: {label(groups, param)} has a gradient of layout {grad.layout}"
+        )
+    if grad.is_complex():
+        raise RuntimeError(f"{where}: {label(groups, param)} is complex")
+
+
+def as_loss(where: str, value: Any) -> Tensor:
+    """A closure's return value as a detached 0-dim tensor, float64 if it was, else float32."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(
+                f"{where}: the loss closure must return a real scalar, "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
+            )
+        wide = value.dtype == torch.float64
+        return value.detach().reshape(()).to(torch.float64 if wide else torch.float32)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=torch.float64)
+    raise ValueError(f"{where}: the loss closure must return a scalar, got {type(value).__name__}")
+
+
+class BufferGuard:
+    """Copies of the buffers of some modules, put back in place after forwards that do not count.
+
+    Every buffer in the module trees is guarded, so running statistics of any normalisation layer,
+    custom ones included, are.
+    """
+
+    def __init__(self, modules: nn.Module | Iterable[nn.Module] | None) -> None:
+        given = [] if modules is None else modules
+        self.modules = [given] if isinstance(given, nn.Module) else list(given)
+        for i, m in enumerate(self.modules):
+            if not isinstance(m, nn.Module):
+                raise ValueError(f"bn_modules[{i}] must be a module, got {type(m).__name__}")
+        self._saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"modules": self.modules, "_saved": []}
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Remember the buffers as they are now."""
+        owners = dict.fromkeys(sub for m in self.modules for sub in m.modules())
+        self._saved = [
+            (owner, name, buffer, buffer.clone())
+            for owner in owners
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Write the remembered values back, into the same tensors."""
+        for owner, name, buffer, saved in self._saved:
+            buffer.copy_(saved)
+            if owner._buffers.get(name) is not buffer:
+                owner._buffers[name] = buffer
+
+    def drop(self) -> None:
+        self._saved = []
+
+
+def rng_state(devices: Iterable[torch.device]) -> dict[str, Tensor]:
+    """States of torch's global generators: the CPU's and those of the CUDA devices named."""
+    state = {"cpu": torch.get_rng_state()}
+    for device in set(devices):
+        if device.type == "cuda":
+            state[str(device)] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    for device, value in state.items():
+        if device == "cpu":
+            torch.set_rng_state(value)
+        else:
+            torch.cuda.set_rng_state(value, device)
