@@ -47,6 +47,8 @@ struct BlockStream {
   Value* x;  // what the functor works on
   alignas(kStreamAlign) Value buffer[kBlock];
 
+  SK_HD BlockStream() {}  // not defaulted: std::tuple would zero the buffer of every block
+
   SK_HD void open(void* base, int64_t first, const BlockContext& block) {
     memory = static_cast<Storage*>(base) + first;
     const bool streamed = S::role == Role::kOut && block.stream && block.n == kBlock;
@@ -102,7 +104,7 @@ struct BlockStreams<StreamList<S...>, kMasked> {
     each_impl(f, std::index_sequence_for<S...>{});
   }
   template <class F, size_t... I>
-  SK_HD void each_impl(F f, std::index_sequence<I...>) {
+  SK_HD void each_impl([[maybe_unused]] F f, std::index_sequence<I...>) {
     (f(std::get<I>(streams), I), ...);
   }
 

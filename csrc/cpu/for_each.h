@@ -29,11 +29,12 @@ struct Segment {
   uint32_t uid = 0;        // parameter number of the random stream
 };
 
-// Per-thread memory of a call.
+// Per-thread memory of a call. Aligned: a 64-byte access across two cache lines costs double.
 template <class Op>
 struct Scratch {
-  std::vector<typename Op::Math> lanes;
-  std::vector<float> noise = std::vector<float>(Op::kGenerated ? kBlock : 0);
+  static constexpr bool kSums = Op::kReduce == Reduce::kSum;
+  alignas(kStreamAlign) typename Op::Math lanes[kSums ? kLanes : 1];
+  alignas(kStreamAlign) float noise[Op::kGenerated ? kBlock : 1];
   std::vector<uint32_t> words;  // sign bits of the current tile, see generate.h
   int64_t tile = -1;
 };
@@ -84,7 +85,7 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   streams.close(block);
 
   if constexpr (kSums) {
-    Math* lanes = scratch.lanes.data() + first % kLanes;
+    Math* lanes = scratch.lanes + first % kLanes;
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
       lanes[i] = lanes[i] + (kMasked && !keep[kMasked ? i : 0] ? Math(0) : results[i]);
@@ -113,7 +114,7 @@ SK_CLONES void run_chunk(const Op& op, const Segment& segment, int64_t tensor, i
     }
     return;
   }
-  if constexpr (Op::kReduce == Reduce::kSum) scratch.lanes.assign(kLanes, 0);
+  if constexpr (Op::kReduce == Reduce::kSum) std::fill(scratch.lanes, scratch.lanes + kLanes, typename Op::Math(0));
   int64_t first = begin;
   for (; first + kBlock <= end; first += kBlock) {
     run_block<Op, kMasked, true>(op, functor, segment, tensor, first, kBlock, stream, scratch,
@@ -123,7 +124,7 @@ SK_CLONES void run_chunk(const Op& op, const Segment& segment, int64_t tensor, i
     run_block<Op, kMasked, false>(op, functor, segment, tensor, first, int(end - first), stream,
                                   scratch, partial);
   }
-  if constexpr (Op::kReduce == Reduce::kSum) partial.sum = join_lanes(scratch.lanes.data());
+  if constexpr (Op::kReduce == Reduce::kSum) partial.sum = join_lanes(scratch.lanes);
 }
 
 // Runs f(first chunk, last chunk, part) over `parts` ranges of about equal element counts.

@@ -106,7 +106,7 @@ struct Drawn : Base {
         const uint32_t* words = scratch.words.data() + size_t(k) * kTileWords;
         add_signs(c, words + (first % kTile) / 32, n, s);
       } else {
-        float* z = scratch.noise.data();
+        float* z = scratch.noise;
         draw_normals(this->stream, keys, uid, k, first, n, z);
 #pragma omp simd
         for (int i = 0; i < kBlock; ++i) s[i] = fma(c, Math(z[i]), s[i]);
