@@ -1,0 +1,236 @@
+"""Kernels of zo_combine_, zo_norm2 and zo_gram; mathematics and source in zo_combine.py."""
+
+import triton
+import triton.language as tl
+
+from . import philox
+from ._launch import (
+    CHUNK,
+    ROW,
+    is_aligned,
+    locate,
+    mask_bits,
+    narrow,
+    pointer_to,
+    tree_sum,
+    whole_blocks,
+)
+
+# one compilation serves every seed, direction and number of directions, wherever they lie
+_STREAM_ARGUMENTS = ["coef_ptr", "q", "key_ptr", "directions_ptr", "first_direction"]
+
+
+@triton.jit
+def _direction_word(directions_ptr, first_direction, k):
+    if directions_ptr is None:
+        word = first_direction + k
+    else:
+        word = tl.load(directions_ptr + k)
+    return word.to(tl.uint32)
+
+
+@triton.jit
+def _direction_sum(
+    coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, first,
+    BLOCK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """s of the BLOCK elements from ``first`` (int64, a multiple of BLOCK) of one tensor."""
+    if SIGNS:
+        s = tl.zeros((BLOCK,), tl.float32)
+        for k in range(q):
+            word = _direction_word(directions_ptr, first_direction, k)
+            words = philox.sign_words_at(first, BLOCK // 128, uid, word, k0, k1, ROUNDS)
+            # coef * z is exact, so adding it is the fma
+            coef = tl.load(coef_ptr + k).to(tl.uint32, bitcast=True)
+            s += (philox.sign_bits(words) ^ coef).to(tl.float32, bitcast=True)
+    else:
+        s0 = tl.zeros((BLOCK // 4,), tl.float32)
+        s1, s2, s3 = s0, s0, s0
+        for k in range(q):
+            word = _direction_word(directions_ptr, first_direction, k)
+            coef = tl.load(coef_ptr + k)
+            z0, z1, z2, z3 = philox.normals_at(first, BLOCK // 4, uid, word, k0, k1, ROUNDS)
+            s0 = tl.fma(z0, coef, s0)
+            s1 = tl.fma(z1, coef, s1)
+            s2 = tl.fma(z2, coef, s2)
+            s3 = tl.fma(z3, coef, s3)
+        s = philox.in_order(s0, s1, s2, s3)
+    return s
+
+
+@triton.jit
+def _combined(src, s, alpha, gamma, HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr):
+    x = src.to(tl.float32)
+    if HAS_ALPHA:
+        x = alpha * x
+    if HAS_GAMMA:
+        s = gamma * s
+    return x + s
+
+
+@triton.jit
+def _combine_whole(
+    dst_ptr, from_ptr, saved_ptr, block, s, alpha, gamma, TYPE: tl.constexpr,
+    HAS_SRC: tl.constexpr, HAS_BACKUP: tl.constexpr, HAS_ALPHA: tl.constexpr,
+    HAS_GAMMA: tl.constexpr,
+):  # fmt: skip
+    """A full block of 16-byte aligned tensors."""
+    lanes = tl.arange(0, s.shape[0])
+    d16 = tl.multiple_of(dst_ptr + block, 16) + lanes
+    x = tl.load(tl.multiple_of(from_ptr + block, 16) + lanes)
+    if HAS_BACKUP:
+        s16 = tl.multiple_of(saved_ptr + block, 16) + lanes
+        tl.store(s16, tl.load(d16) if HAS_SRC else x)
+    tl.store(d16, narrow(_combined(x, s, alpha, gamma, HAS_ALPHA, HAS_GAMMA), TYPE))
+
+
+@triton.jit
+def _combine_part(
+    dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, s, alpha, gamma, TYPE: tl.constexpr,
+    HAS_BACKUP: tl.constexpr, HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr,
+):  # fmt: skip
+    """Any block: all of it that is ``inside`` is backed up, what is to ``keep`` is written."""
+    if HAS_BACKUP:
+        saved = tl.load(dst_ptr + offsets, mask=inside, other=0.0)
+        tl.store(saved_ptr + offsets, saved, mask=inside)
+    x = tl.load(from_ptr + offsets, mask=keep, other=0.0)
+    x = narrow(_combined(x, s, alpha, gamma, HAS_ALPHA, HAS_GAMMA), TYPE)
+    tl.store(dst_ptr + offsets, x, mask=keep)
+
+
+@triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
+def _zo_combine_kernel(
+    tensors_ptr, src_ptr, masks_ptr, backup_ptr, rows_ptr, numels_ptr,
+    coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr,
+    alpha_ptr, gamma_ptr, partials_ptr,
+    TYPE: tl.constexpr, HAS_SRC: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BACKUP: tl.constexpr,
+    HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr, SUMSQ: tl.constexpr, SIGNS: tl.constexpr,
+    ROUNDS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
+    uid = tl.load(uids_ptr + tensor).to(tl.uint32)
+    k0, k1 = philox.key_words(key_ptr)
+    dst_ptr = pointer_to(tensors_ptr, tensor, first, TYPE)
+    from_ptr = pointer_to(src_ptr, tensor, first, TYPE) if HAS_SRC else dst_ptr
+    saved_ptr = pointer_to(backup_ptr, tensor, first, TYPE) if HAS_BACKUP else dst_ptr
+    alpha = tl.load(alpha_ptr + tensor) if HAS_ALPHA else 1.0
+    gamma = tl.load(gamma_ptr + tensor) if HAS_GAMMA else 1.0
+    aligned = is_aligned(dst_ptr) & is_aligned(from_ptr) & is_aligned(saved_ptr)
+    whole = whole_blocks(count, aligned, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for block in range(0, count, BLOCK):
+        s = _direction_sum(
+            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, first + block,
+            BLOCK, SIGNS, ROUNDS,
+        )  # fmt: skip
+        offsets = block + tl.arange(0, BLOCK)
+        inside = offsets < count
+        keep = inside
+        if HAS_MASK:
+            words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
+            keep = mask_bits(words_ptr, offsets, inside)
+        if SUMSQ:
+            acc += tl.where(keep, s * s, 0.0)
+        if HAS_MASK:
+            _combine_part(
+                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, s, alpha, gamma, TYPE,
+                HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
+            )  # fmt: skip
+        elif block < whole:
+            _combine_whole(
+                dst_ptr, from_ptr, saved_ptr, block, s, alpha, gamma, TYPE,
+                HAS_SRC, HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
+            )  # fmt: skip
+        else:
+            _combine_part(
+                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, s, alpha, gamma, TYPE,
+                HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
+            )  # fmt: skip
+    if SUMSQ:
+        tl.store(partials_ptr + tl.program_id(0), tree_sum(acc))
+
+
+@triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
+def _zo_norm2_kernel(
+    masks_ptr, rows_ptr, numels_ptr,
+    coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr, partials_ptr,
+    HAS_MASK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    tensor, first, count = locate(rows_ptr, numels_ptr, CHUNK)
+    uid = tl.load(uids_ptr + tensor).to(tl.uint32)
+    k0, k1 = philox.key_words(key_ptr)
+    acc = tl.zeros((ROW,), tl.float32)
+    for row in range(0, count, ROW):
+        offsets = row + tl.arange(0, ROW)
+        s = _direction_sum(
+            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, first + row,
+            ROW, SIGNS, ROUNDS,
+        )  # fmt: skip
+        keep = offsets < count
+        if HAS_MASK:
+            words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
+            keep = mask_bits(words_ptr, offsets, keep)
+        acc += tl.where(keep, s * s, 0.0)
+    tl.store(partials_ptr + tl.program_id(0), tree_sum(acc))
+
+
+@triton.jit
+def _popcount(x):
+    """Bits set in each uint32."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _sign_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS):
+    """<m z_j, m z_k> of one chunk of signs: live entries less twice those that differ."""
+    CALLS: tl.constexpr = CHUNK // 128
+    differ = philox.sign_words_at(first, CALLS, uid, dj, k0, k1, ROUNDS)
+    differ = differ ^ philox.sign_words_at(first, CALLS, uid, dk, k0, k1, ROUNDS)
+    lanes = tl.arange(0, CHUNK // 32)
+    left = count - 32 * lanes
+    live = tl.where(left >= 32, -1, (1 << tl.where(left > 0, left & 31, 0)) - 1)
+    if HAS_MASK:
+        live &= tl.load(words_ptr + lanes, mask=left > 0, other=0)
+    live = live.to(tl.uint32, bitcast=True)
+    return tl.sum(_popcount(live) - 2 * _popcount(differ & live), axis=0).to(tl.float32)
+
+
+@triton.jit
+def _normal_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS):
+    """<m z_j, m z_k> of one chunk of normals, in the summation order of a norm."""
+    acc = tl.zeros((ROW,), tl.float32)
+    for row in range(0, count, ROW):
+        a0, a1, a2, a3 = philox.normals_at(first + row, ROW // 4, uid, dj, k0, k1, ROUNDS)
+        b0, b1, b2, b3 = philox.normals_at(first + row, ROW // 4, uid, dk, k0, k1, ROUNDS)
+        offsets = row + tl.arange(0, ROW)
+        keep = offsets < count
+        if HAS_MASK:
+            keep = mask_bits(words_ptr, offsets, keep)
+        acc += tl.where(keep, philox.in_order(a0 * b0, a1 * b1, a2 * b2, a3 * b3), 0.0)
+    return tree_sum(acc)
+
+
+@triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
+def _zo_gram_kernel(
+    masks_ptr, rows_ptr, numels_ptr,
+    q, key_ptr, directions_ptr, first_direction, uids_ptr, partials_ptr,
+    HAS_MASK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    j, k = tl.program_id(1), tl.program_id(2)
+    if k <= j:
+        tensor, first, count = locate(rows_ptr, numels_ptr, CHUNK)
+        uid = tl.load(uids_ptr + tensor).to(tl.uint32)
+        k0, k1 = philox.key_words(key_ptr)
+        dj = _direction_word(directions_ptr, first_direction, j)
+        dk = _direction_word(directions_ptr, first_direction, k)
+        words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32) if HAS_MASK else masks_ptr
+        if SIGNS:
+            total = _sign_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS)
+        else:
+            total = _normal_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS)
+        programs = tl.num_programs(0)  # a row of partials per entry; the matrix is symmetric
+        tl.store(partials_ptr + (j * q + k).to(tl.int64) * programs + tl.program_id(0), total)
+        tl.store(partials_ptr + (k * q + j).to(tl.int64) * programs + tl.program_id(0), total)

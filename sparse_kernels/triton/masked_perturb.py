@@ -1,0 +1,117 @@
+"""masked_perturb_: the ascent step of (sparse, adaptive) sharpness-aware minimisation.
+
+    scale = rho / (norm + eps);   param += m scale g   or   m scale ((|w| + eta)^2 g)
+
+Source: SAM, arXiv 2010.01412, eq. (2); Sparse SAM, arXiv 2210.05177; ASAM, arXiv 2102.11600.
+Where ``scale`` is not finite the parameters keep their bits. Twins: reference/masked_perturb.py,
+csrc/functors/masked_perturb.h; equal bits in float32.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import (
+    TILE,
+    address_table,
+    f32,
+    is_aligned,
+    launch,
+    locate,
+    make_plan,
+    mask_bits,
+    narrow,
+    pointer_to,
+    storage_type,
+    whole_blocks,
+)
+
+
+@triton.jit
+def _perturbed(w, g, scale, eta, ADAPTIVE: tl.constexpr):
+    w32, g32 = w.to(tl.float32), g.to(tl.float32)
+    if ADAPTIVE:
+        t = tl.abs(w32) + eta
+        g32 = (t * t) * g32
+    return narrow(w32 + scale * g32, w.dtype)
+
+
+@triton.jit(do_not_specialize=["norm_ptr", "rho", "eta", "eps"])
+def _masked_perturb_kernel(
+    params_ptr,
+    grads_ptr,
+    masks_ptr,
+    backup_ptr,
+    rows_ptr,
+    numels_ptr,
+    norm_ptr,
+    rho,
+    eta,
+    eps,
+    TYPE: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_BACKUP: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
+    scale = tl.math.div_rn(rho, tl.load(norm_ptr) + eps)
+    finite = tl.abs(scale) < float("inf")  # False for NaN as well
+    written = tl.where(finite, count, 0)
+    param_ptr = pointer_to(params_ptr, tensor, first, TYPE)
+    grad_ptr = pointer_to(grads_ptr, tensor, first, TYPE)
+    saved_ptr = param_ptr
+    if HAS_BACKUP:
+        saved_ptr = pointer_to(backup_ptr, tensor, first, TYPE)
+    lanes = tl.arange(0, BLOCK)
+    done = 0
+    if not HAS_MASK:
+        aligned = is_aligned(param_ptr) & is_aligned(grad_ptr) & is_aligned(saved_ptr)
+        done = whole_blocks(count, aligned, BLOCK)
+        for block in range(0, done, BLOCK):
+            p16 = tl.multiple_of(param_ptr + block, 16)
+            g16 = tl.multiple_of(grad_ptr + block, 16)
+            w = tl.load(p16 + lanes)
+            g = tl.load(g16 + lanes)
+            if HAS_BACKUP:
+                tl.store(tl.multiple_of(saved_ptr + block, 16) + lanes, w)
+            if finite:  # a branch, not a mask: a mask would split the 16-byte store
+                tl.store(p16 + lanes, _perturbed(w, g, scale, eta, ADAPTIVE))
+    for block in range(done, count, BLOCK):
+        offsets = block + lanes
+        inside = offsets < count
+        keep = offsets < written
+        if HAS_MASK:
+            words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
+            keep = mask_bits(words_ptr, offsets, keep)
+        # what takes no part is not loaded: at low density whole sectors stay untouched
+        w = tl.load(param_ptr + offsets, mask=inside if HAS_BACKUP else keep, other=0.0)
+        g = tl.load(grad_ptr + offsets, mask=keep, other=0.0)
+        if HAS_BACKUP:
+            tl.store(saved_ptr + offsets, w, mask=inside)
+        tl.store(param_ptr + offsets, _perturbed(w, g, scale, eta, ADAPTIVE), mask=keep)
+
+
+def masked_perturb_triton(
+    params: list[Tensor],
+    grads: list[Tensor],
+    norm: Tensor,
+    rho: float,
+    masks: list[Tensor],
+    backup: list[Tensor],
+    adaptive: bool,
+    eta: float,
+    eps: float,
+) -> None:
+    """Move ``params`` along the gradient, in place, one launch for the list."""
+    plan = make_plan(params, TILE)
+    if plan.programs == 0:
+        return
+    launch(
+        _masked_perturb_kernel, (plan.programs,), params[0].device,
+        address_table(params), address_table(grads), address_table(masks), address_table(backup),
+        plan.rows, plan.numels, norm, f32(rho), f32(eta), f32(eps),
+        TYPE=storage_type(params[0].dtype), HAS_MASK=bool(masks), HAS_BACKUP=bool(backup),
+        ADAPTIVE=adaptive, SIZE=TILE, BLOCK=2048, num_warps=8,
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""zo_combine_ and its read-only twins: sums of random directions, regenerated in registers.
+
+    s = sum_k coef[k] z_k  (from 0, one fma per direction, k ascending)
+    zo_combine_: tensor <- alpha src + gamma s where the mask bit is 1, one rounding on store
+    zo_norm2: sum s^2;   zo_gram: <m z_j, m z_k>
+
+Source: ZO-SAM, arXiv 2603.13115; MeZO, arXiv 2305.17333, algorithm 1. Twins:
+reference/zo_combine.py, csrc/functors/zo_combine.h. Rademacher results and sums have equal bits;
+normals are those of philox.py.
+"""
+
+import torch
+from torch import Tensor
+
+from ._directions import _zo_combine_kernel, _zo_gram_kernel, _zo_norm2_kernel
+from ._launch import (
+    CHUNK_SIZE,
+    LANES,
+    TILE,
+    address_table,
+    int64_table,
+    launch,
+    make_plan,
+    storage_type,
+    sum_in_order,
+)
+
+# elements a program has in registers at a time; a call serves 128 signs, so a thread takes more
+_NORMAL_BLOCK, _SIGN_BLOCK, _MASKED_SIGN_BLOCK = 2048, 4096, 2048
+
+
+def _stream(
+    device: torch.device,
+    key: Tensor,
+    directions: Tensor | None,
+    first_direction: int,
+    uids: list[int],
+) -> tuple:
+    """Kernel arguments that name the random numbers, from ``key_ptr`` on."""
+    # as a signed 32-bit word, so that every first direction has the same argument type
+    first = first_direction - 2**32 if first_direction >= 2**31 else first_direction
+    if directions is not None:
+        directions = directions.contiguous()
+    return key, directions, first, int64_table(tuple(uids), device)
+
+
+def zo_combine_triton(
+    tensors: list[Tensor],
+    src: list[Tensor],
+    coef: Tensor,
+    key: Tensor,
+    directions: Tensor | None,
+    first_direction: int,
+    uids: list[int],
+    distribution: str,
+    rounds: int,
+    masks: list[Tensor],
+    backup: list[Tensor],
+    alpha: Tensor | None,
+    gamma: Tensor | None,
+    sumsq: Tensor | None,
+) -> None:
+    """Combine in place, one launch for the list; with ``sumsq`` one more that adds the chunks."""
+    device, signs = tensors[0].device, distribution == "rademacher"
+    plan = make_plan(tensors, TILE if sumsq is None else CHUNK_SIZE)
+    if plan.programs == 0:
+        if sumsq is not None:
+            sumsq.zero_()
+        return
+    size, partials = TILE, None
+    block = (_MASKED_SIGN_BLOCK if masks else _SIGN_BLOCK) if signs else _NORMAL_BLOCK
+    if sumsq is not None:
+        size, block = CHUNK_SIZE, LANES
+        partials = torch.empty((1, plan.programs), dtype=torch.float32, device=device)
+    launch(
+        _zo_combine_kernel, (plan.programs,), device,
+        address_table(tensors), address_table(src), address_table(masks), address_table(backup),
+        plan.rows, plan.numels, coef.contiguous(), coef.numel(),
+        *_stream(device, key, directions, first_direction, uids),
+        None if alpha is None else alpha.contiguous(),
+        None if gamma is None else gamma.contiguous(), partials,
+        TYPE=storage_type(tensors[0].dtype), HAS_SRC=bool(src), HAS_MASK=bool(masks),
+        HAS_BACKUP=bool(backup), HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
+        SUMSQ=sumsq is not None, SIGNS=signs, ROUNDS=rounds,
+        SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
+    )  # fmt: skip
+    if sumsq is not None:
+        sum_in_order(partials, sumsq)
+
+
+def zo_norm2_triton(
+    tensors: list[Tensor],
+    coef: Tensor,
+    key: Tensor,
+    directions: Tensor | None,
+    first_direction: int,
+    uids: list[int],
+    distribution: str,
+    rounds: int,
+    masks: list[Tensor],
+) -> Tensor:
+    """Sum of the squared combination, float64 0-dim; no tensor is read."""
+    device = tensors[0].device
+    out = torch.zeros((), dtype=torch.float64, device=device)
+    plan = make_plan(tensors, CHUNK_SIZE)
+    if plan.programs == 0:
+        return out
+    partials = torch.empty((1, plan.programs), dtype=torch.float32, device=device)
+    launch(
+        _zo_norm2_kernel, (plan.programs,), device,
+        address_table(masks), plan.rows, plan.numels, coef.contiguous(), coef.numel(),
+        *_stream(device, key, directions, first_direction, uids), partials,
+        HAS_MASK=bool(masks), SIGNS=distribution == "rademacher", ROUNDS=rounds, num_warps=16,
+    )  # fmt: skip
+    sum_in_order(partials, out)
+    return out
+
+
+def zo_gram_triton(
+    tensors: list[Tensor],
+    q: int,
+    key: Tensor,
+    directions: Tensor | None,
+    first_direction: int,
+    uids: list[int],
+    distribution: str,
+    rounds: int,
+    masks: list[Tensor],
+) -> Tensor:
+    """Gram matrix of the directions, float64 [q, q]; no tensor is read."""
+    device = tensors[0].device
+    out = torch.zeros((q, q), dtype=torch.float64, device=device)
+    plan = make_plan(tensors, CHUNK_SIZE)
+    if plan.programs == 0:
+        return out
+    partials = torch.empty((q * q, plan.programs), dtype=torch.float32, device=device)
+    launch(
+        _zo_gram_kernel, (plan.programs, q, q), device,
+        address_table(masks), plan.rows, plan.numels, q,
+        *_stream(device, key, directions, first_direction, uids), partials,
+        HAS_MASK=bool(masks), SIGNS=distribution == "rademacher", ROUNDS=rounds, num_warps=16,
+    )  # fmt: skip
+    sum_in_order(partials, out)
+    return out
