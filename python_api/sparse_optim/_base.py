@@ -255,6 +255,11 @@ class PerturbingOptimizer(Optimizer):
             ValueError: the groups do not fit or the format is another one.
         """
         self._refuse_perturbed("load_state_dict")
+        sizes = [len(g["params"]) for g in state_dict["param_groups"]]
+        if sizes != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: the checkpoint has groups of {sizes}"
+            )
         extra = state_dict.get(STATE_KEY)
         state, foreign = {}, False
         for key, value in state_dict["state"].items():

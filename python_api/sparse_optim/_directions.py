@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels import derive_key, restore_, zo_combine_
+from sparse_kernels import derive_key, restore_, zo_combine_, zo_gram, zo_norm2
 
 from ._bitmask import BitMask
 from ._stream import Stream
@@ -55,8 +55,8 @@ class Directions(Stream):
         """Losses [m, 2] at w + delta z_i and w - delta z_i, the key, and ||delta z_0||^2 if free.
 
         Every sweep after the first starts from the backup, so nothing drifts. If a training forward
-        follows, guarded buffers and random states are left for it; else the first forward counts. Weights are left at
-        the last probe point; whoever calls this restores them.
+        follows, guarded buffers and random states are left for it; else the first forward counts.
+        Weights are left at the last probe point; whoever calls this restores them.
         """
         key = derive_key(self.seed, self.probe_count)
         self.probe_count += 1
@@ -99,6 +99,31 @@ class Directions(Stream):
         self.ties += tie.sum()
         self.nonfinite += (~finite).sum()
         return torch.where(finite & ~tie, (up - down) / (2.0 * delta), 0.0)
+
+    def ascent(
+        self,
+        coef: Tensor,
+        rho: float,
+        delta: float,
+        params: list[Tensor],
+        key: int,
+        sumsq: Tensor | None,
+    ) -> Tensor:
+        """a_i = rho c_i / sqrt(c' G c), 0 where that is 0/0; float64 on the device."""
+        # a power of two changes no bit, and keeps the squares of huge and tiny slopes in range
+        c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double())
+        if c.numel() > 1:
+            gram = zo_gram(params, c.numel(), **self.stream(params, key)).to(c.device)
+            square = c @ gram @ c
+        elif self.distribution == "rademacher":
+            square = c[0].square() * self.num_active(params)
+        elif sumsq is not None:
+            square = c[0].square() * (sumsq / delta**2)
+        else:
+            square = c[0].square() * zo_norm2(params, [1.0], **self.stream(params, key)).to(
+                c.device
+            )
+        return torch.where(square > 0.0, c * (rho / square.sqrt()), 0.0)
 
     def _check_rounding(
         self, where: str, params: list[Tensor], backups: list[Tensor], sumsq: Tensor | None

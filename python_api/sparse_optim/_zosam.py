@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_kernels import unpack_mask, zo_combine_, zo_gram, zo_norm2
+from sparse_kernels import unpack_mask, zo_combine_
 
 from ._base import PerturbingOptimizer
 from ._bitmask import BitMask
@@ -207,7 +207,7 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
                 "ZOSAM.probe", loss_closure, params, backups, delta, self._guard, True
             )
             coef = draw.coefficients(losses, delta)
-            ascent = self._ascent(coef, rho, delta, params, key, sumsq)
+            ascent = draw.ascent(coef, rho, delta, params, key, sumsq)
             factors = None
             if len(set(rhos.values())) > 1:
                 factors = [r / rho for r in rhos.values()]
@@ -220,32 +220,6 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         self._phase = Phase.PERTURBED
         self._probes += losses.numel()
         return losses
-
-    def _ascent(
-        self,
-        coef: Tensor,
-        rho: float,
-        delta: float,
-        params: list[Tensor],
-        key: int,
-        sumsq: Tensor | None,
-    ) -> Tensor:
-        """a_i = rho c_i / sqrt(c' G c), 0 where that is 0/0; float64 on the device."""
-        draw = self._directions
-        # a power of two changes no bit, and keeps the squares of huge and tiny slopes in range
-        c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double())
-        if c.numel() > 1:
-            gram = zo_gram(params, c.numel(), **draw.stream(params, key)).to(c.device)
-            square = c @ gram @ c
-        elif draw.distribution == "rademacher":
-            square = c[0].square() * draw.num_active(params)
-        elif sumsq is not None:
-            square = c[0].square() * (sumsq / delta**2)
-        else:
-            square = c[0].square() * zo_norm2(params, [1.0], **draw.stream(params, key)).to(
-                c.device
-            )
-        return torch.where(square > 0.0, c * (rho / square.sqrt()), 0.0)
 
     def _warn_autocast(self, device: str) -> None:
         if self._directions.smoothing is not None or self._warned_autocast:
