@@ -10,6 +10,14 @@
 #define SK_HD inline __attribute__((always_inline))
 #endif
 
+// Loop unrolling on the device, where registers are budgeted; the host compiler is left alone.
+#if defined(__CUDACC__)
+#define SK_PRAGMA(text) _Pragma(#text)
+#define SK_UNROLL(count) SK_PRAGMA(unroll(count))
+#else
+#define SK_UNROLL(count)
+#endif
+
 #define SK_RESTRICT __restrict__
 
 // One clone per x86-64 level, picked at load time. The level names matter: "avx2" alone leaves FMA

@@ -1,5 +1,5 @@
-// Portable normals: Box-Muller from IEEE add, multiply, explicit fma and sqrt in a fixed order, hence
-// the same bits on every CPU and GPU, and within 4 ulp of the float64 reference value.
+// Portable normals: Box-Muller from IEEE add, multiply, explicit fma and sqrt in a fixed order,
+// hence the same bits on every CPU and GPU, and within 4 ulp of the float64 reference value.
 //   u = fma(float(a), 2^-32, 2^-33), r = sqrt(-2 ln u), angle = 2 pi b / 2^32
 //   even lane r cos(angle), odd lane r sin(angle); the quadrant is taken in integers
 // Coefficients: relative minimax fits (iteratively reweighted least squares on Chebyshev nodes),

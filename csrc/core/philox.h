@@ -10,8 +10,8 @@
 
 namespace sk {
 
-constexpr int kNormalsPerBlock = 4;    // one call serves four elements
-constexpr int kSignsPerBlock = 128;    // one call serves 128 elements
+constexpr int kNormalsPerBlock = 4;              // one call serves four elements
+constexpr int kSignsPerBlock = 128;              // one call serves 128 elements
 constexpr uint32_t kKdfDirection = 0xffffffffu;  // reserved for step keys
 
 struct Words {

@@ -21,12 +21,15 @@ __attribute__((target("avx512f"))) inline void stream_copy_512(void* dst, const 
                                                                size_t bytes) {
   auto* d = static_cast<__m512i*>(dst);
   const auto* s = static_cast<const __m512i*>(src);
-  for (size_t i = 0; i < bytes / sizeof(*d); ++i) _mm512_stream_si512(d + i, _mm512_load_si512(s + i));
+  for (size_t i = 0; i < bytes / sizeof(*d); ++i)
+    _mm512_stream_si512(d + i, _mm512_load_si512(s + i));
 }
-__attribute__((target("avx"))) inline void stream_copy_256(void* dst, const void* src, size_t bytes) {
+__attribute__((target("avx"))) inline void stream_copy_256(void* dst, const void* src,
+                                                           size_t bytes) {
   auto* d = static_cast<__m256i*>(dst);
   const auto* s = static_cast<const __m256i*>(src);
-  for (size_t i = 0; i < bytes / sizeof(*d); ++i) _mm256_stream_si256(d + i, _mm256_load_si256(s + i));
+  for (size_t i = 0; i < bytes / sizeof(*d); ++i)
+    _mm256_stream_si256(d + i, _mm256_load_si256(s + i));
 }
 inline void stream_copy_128(void* dst, const void* src, size_t bytes) {
   auto* d = static_cast<__m128i*>(dst);

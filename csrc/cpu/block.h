@@ -20,9 +20,9 @@ namespace sk::cpu {
 constexpr int kBlock = 256;  // elements: larger buffers lose bandwidth (docs/performance.md)
 
 struct BlockContext {
-  int n;                       // elements in this block
-  const uint32_t* keep;        // 0 or 1 per element; null without a mask
-  StreamCopy stream;           // null: plain stores
+  int n;                 // elements in this block
+  const uint32_t* keep;  // 0 or 1 per element; null without a mask
+  StreamCopy stream;     // null: plain stores
 };
 
 SK_HD bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kStreamAlign == 0; }
@@ -121,8 +121,8 @@ struct BlockStreams<StreamList<S...>, kMasked> {
                                                            std::get<I>(x)...);
   }
   template <class Functor, class Generated, class Result, class... V>
-  static SK_HD void loop(const Functor& functor, int n, const Generated* generated,
-                         Result* results, V*... x) {
+  static SK_HD void loop(const Functor& functor, int n, const Generated* generated, Result* results,
+                         V*... x) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
       if constexpr (std::is_void_v<Generated>) {

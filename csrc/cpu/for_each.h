@@ -17,7 +17,8 @@
 namespace sk::cpu {
 
 constexpr int kMaxStreams = 6;
-// Working sets above this are streamed past the caches; below, the next op may still find them there.
+// Working sets above this are streamed past the caches; below, the next op may still find them
+// there.
 constexpr int64_t kStreamBytes = int64_t(32) << 20;
 constexpr int64_t kMinTaskElements = 32768;  // below this a thread costs more than it brings
 
@@ -94,7 +95,8 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   if constexpr (kCounts) {
     int32_t live = 0;
 #pragma omp simd reduction(+ : live)
-    for (int i = 0; i < n; ++i) live += kMasked ? results[i] & int32_t(keep[kMasked ? i : 0]) : results[i];
+    for (int i = 0; i < n; ++i)
+      live += kMasked ? results[i] & int32_t(keep[kMasked ? i : 0]) : results[i];
     partial.count += live;
   }
 }
@@ -109,12 +111,14 @@ SK_CLONES void run_chunk(const Op& op, const Segment& segment, int64_t tensor, i
       using Storage = typename Op::Lists::template At<0>::Storage;
       if (segment.backup) {
         std::memcpy(static_cast<Storage*>(segment.backup) + begin,
-                    static_cast<Storage*>(segment.data[0]) + begin, (end - begin) * sizeof(Storage));
+                    static_cast<Storage*>(segment.data[0]) + begin,
+                    (end - begin) * sizeof(Storage));
       }
     }
     return;
   }
-  if constexpr (Op::kReduce == Reduce::kSum) std::fill(scratch.lanes, scratch.lanes + kLanes, typename Op::Math(0));
+  if constexpr (Op::kReduce == Reduce::kSum)
+    std::fill(scratch.lanes, scratch.lanes + kLanes, typename Op::Math(0));
   int64_t first = begin;
   for (; first + kBlock <= end; first += kBlock) {
     run_block<Op, kMasked, true>(op, functor, segment, tensor, first, kBlock, stream, scratch,
@@ -139,7 +143,8 @@ void parallel_chunks(const ChunkPlan& plan, const std::vector<int64_t>& numels, 
     for (int64_t c = 0; c < chunks_of(numels[t]); ++c) {
       seen += std::min(kChunkSize, numels[t] - c * kChunkSize);
       const int64_t due = plan.elements * int64_t(bounds.size()) / parts;
-      if (seen >= due && int64_t(bounds.size()) < parts) bounds.push_back(plan.first_chunk[t] + c + 1);
+      if (seen >= due && int64_t(bounds.size()) < parts)
+        bounds.push_back(plan.first_chunk[t] + c + 1);
     }
   }
   bounds.push_back(plan.chunks());
@@ -190,8 +195,7 @@ Reduction for_each(const Op& op, const std::vector<Segment>& segments) {
   const StreamCopy stream = large ? stream_copy : nullptr;
   std::vector<Partial<Op>> partials(Op::kReduce == Reduce::kNone ? 0 : plan.chunks());
   for_each_chunk<Scratch<Op>>(
-      plan, numels,
-      [&](int t, int64_t begin, int64_t end, int64_t chunk, Scratch<Op>& scratch) {
+      plan, numels, [&](int t, int64_t begin, int64_t end, int64_t chunk, Scratch<Op>& scratch) {
         Partial<Op> unused;
         Partial<Op>& partial = partials.empty() ? unused : partials[chunk];
         scratch.tile = -1;

@@ -47,7 +47,8 @@ SK_CLONES void fill_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t dir
   }
 }
 
-// Sign words of the tile that holds element `first`, for all q directions: words[k * kTileWords + i].
+// Sign words of the tile that holds element `first`, for all q directions: words[k * kTileWords +
+// i].
 template <class Math, class S>
 void draw_tile(const Directions<Math>& stream, const RoundKeys& keys, uint32_t uid, int64_t first,
                S& scratch) {

@@ -18,8 +18,8 @@ struct GramScratch {
   int64_t tile = -1;
 };
 
-SK_CLONES inline void multiply_add_lanes(const float* a, const float* b, const uint32_t* keep, int n,
-                                         float* lanes) {
+SK_CLONES inline void multiply_add_lanes(const float* a, const float* b, const uint32_t* keep,
+                                         int n, float* lanes) {
 #pragma omp simd
   for (int i = 0; i < n; ++i) lanes[i] = lanes[i] + (keep[i] ? a[i] * b[i] : 0.0f);
 }
@@ -85,8 +85,7 @@ inline void gram_matrix(const Directions<float>& stream, const std::vector<Segme
   const int64_t pairs = int64_t(q) * (q + 1) / 2;
   std::vector<double> sums(size_t(plan.chunks() * pairs), 0.0);
   for_each_chunk<GramScratch>(
-      plan, numels,
-      [&](int t, int64_t begin, int64_t end, int64_t chunk, GramScratch& scratch) {
+      plan, numels, [&](int t, int64_t begin, int64_t end, int64_t chunk, GramScratch& scratch) {
         scratch.tile = -1;
         const auto run = stream.signs ? gram_chunk_signs : gram_chunk_normal;
         run(stream, keys, segments[t], begin, end, scratch, &sums[size_t(chunk * pairs)]);

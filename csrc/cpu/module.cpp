@@ -22,8 +22,8 @@ const char* simd_level() {
 }
 
 PyObject* build_info(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", __VERSION__, "torch", SK_BUILD_TORCH, "flags",
-                       SK_BUILD_FLAGS, "simd", simd_level());
+  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", __VERSION__, "torch", SK_BUILD_TORCH,
+                       "flags", SK_BUILD_FLAGS, "simd", simd_level());
 }
 
 PyMethodDef methods[] = {
@@ -31,8 +31,8 @@ PyMethodDef methods[] = {
      "Compiler, torch version at build time, flags, and the instruction set picked at run time."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr,
-                      nullptr};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

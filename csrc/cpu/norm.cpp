@@ -26,6 +26,8 @@ Tensor grad_norm_cpu(TensorList grads, TensorList masks, TensorList weights, dou
                  : scalar_result(std::sqrt(sum), math_type(dtype));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) { m.impl("grad_norm", TORCH_BOX(&grad_norm_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+  m.impl("grad_norm", TORCH_BOX(&grad_norm_cpu));
+}
 
 }  // namespace sk::cpu

@@ -7,12 +7,12 @@
 // Without a list of duals the parameter is its own dual: no shrinkage, delta is part of the step.
 // Source: Bungert, Roith, Tenbrinck, Burger, arXiv 2105.04319, algorithms 1 to 3 (LinBreg with
 // momentum, AdaBreg). Deviations: both bias corrections of Adam; decoupled decay mu in the dual.
-// Symbols: dual = v, theta = param, tau = lr. step = lr (ema form: 1, lr sits in the buffer's gain).
-// Lists: params[T] mutated, grads[T] const, duals, momentum_buffers, exp_avgs, exp_avg_sqs mutated
-// (float, double for double), counts mutated (int32).
-// Units: lr, lam, decay, eps >= 0, delta > 0. One rounding on store. NaN propagates;
-// |dual| == lam gives +0.0. Returns 1 where the entry is live (|dual| > lam).
-// Twins: sparse_kernels/reference/bregman_step.py, sparse_kernels/triton/bregman_step.py.
+// Symbols: dual = v, theta = param, tau = lr. step = lr (ema form: 1, lr sits in the buffer's
+// gain). Lists: params[T] mutated, grads[T] const, duals, momentum_buffers, exp_avgs, exp_avg_sqs
+// mutated (float, double for double), counts mutated (int32). Units: lr, lam, decay, eps >= 0,
+// delta > 0. One rounding on store. NaN propagates; |dual| == lam gives +0.0. Returns 1 where the
+// entry is live (|dual| > lam). Twins: sparse_kernels/reference/bregman_step.py,
+// sparse_kernels/triton/bregman_step.py.
 #pragma once
 
 #include <type_traits>
@@ -46,8 +46,8 @@ template <class T, bool kDual, bool kMomentum>
 struct LinBregStep {
   using Math = opmath_t<T>;
   using Param = std::conditional_t<kDual, Out<T>, InOut<T>>;
-  using WithDual = std::conditional_t<kDual, StreamList<Param, In<T>, InOut<Math>>,
-                                      StreamList<Param, In<T>>>;
+  using WithDual =
+      std::conditional_t<kDual, StreamList<Param, In<T>, InOut<Math>>, StreamList<Param, In<T>>>;
   using WithBoth = std::conditional_t<kDual, StreamList<Param, In<T>, InOut<Math>, InOut<Math>>,
                                       StreamList<Param, In<T>, InOut<Math>>>;
   using Lists = std::conditional_t<kMomentum, WithBoth, WithDual>;
@@ -107,8 +107,8 @@ struct AdaBregStep {
   using Math = opmath_t<T>;
   using Param = std::conditional_t<kDual, Out<T>, InOut<T>>;
   using M = InOut<Math>;
-  using Plain = std::conditional_t<kDual, StreamList<Param, In<T>, M, M, M>,
-                                   StreamList<Param, In<T>, M, M>>;
+  using Plain =
+      std::conditional_t<kDual, StreamList<Param, In<T>, M, M, M>, StreamList<Param, In<T>, M, M>>;
   using Counted = std::conditional_t<kDual, StreamList<Param, In<T>, M, M, M, InOut<int32_t>>,
                                      StreamList<Param, In<T>, M, M, InOut<int32_t>>>;
   using Lists = std::conditional_t<kCounts, Counted, Plain>;
@@ -118,7 +118,7 @@ struct AdaBregStep {
   struct Functor : AlwaysEnabled {
     Readout<Math> readout;
     Math sign, one_minus_beta1, beta2, one_minus_beta2, eps;
-    Math step, bias2_sqrt;                  // of this update, where all counts agree
+    Math step, bias2_sqrt;                 // of this update, where all counts agree
     const Math *step_sizes, *bias2_sqrts;  // [rows] by count, else
     int32_t last_row;
 

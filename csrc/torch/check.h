@@ -1,4 +1,5 @@
-// What memory safety needs, checked again under the public wrapper: torch.ops can be called directly.
+// What memory safety needs, checked again under the public wrapper: torch.ops can be called
+// directly.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

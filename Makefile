@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`; each sets up what it needs, once.
+PYTHON ?= python3
+VENV   ?= .venv
+# what pip installs first; for another build of torch: make demo TORCH="torch==2.11.0"
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+STAMPS := $(VENV)/.stamps
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint test-cpu test-triton compile-checks bench clean
+
+demo: $(STAMPS)/installed
+	$(BIN)/sparse-optim demo
+
+test: lint test-cpu test-triton
+
+$(STAMPS)/torch:
+	@command -v g++ >/dev/null || { echo "g++ is missing: install it (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel ninja "pybind11>=2.13" $(TORCH)
+	@mkdir -p $(STAMPS) && touch $@
+
+# an editable install: Python sources are used in place, compiled ones are rebuilt when they change
+$(STAMPS)/installed: $(STAMPS)/torch $(SOURCES)
+	SPARSE_KERNELS_BUILD_TESTS=1 $(BIN)/pip install --quiet --disable-pip-version-check \
+	    --no-build-isolation --editable ".[test,dev]"
+	@touch $@
+
+lint: $(STAMPS)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/mypy
+
+test-cpu: $(STAMPS)/installed
+	$(PYTEST) -m "not slow and not large" --ignore=tests/kernels/test_triton.py
+
+# the interpreter is chosen at import, so its tests are a process of their own
+test-triton: $(STAMPS)/installed
+	TRITON_INTERPRET=1 $(PYTEST) -m "not slow and not large" tests/kernels/test_triton.py
+
+# what needs nvcc, or more than a minute: CUDA for sm_80 and sm_90, the compiled wheel, long tests
+compile-checks: $(STAMPS)/installed
+	$(PYTEST) -m "slow and not large"
+
+bench: $(STAMPS)/installed
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf build dist out $(VENV) *.egg-info sparse_kernels/*.so

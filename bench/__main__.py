@@ -1,0 +1,156 @@
+"""``python -m bench``: every fused step beside its baselines and the machine's own roof."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import sparse_kernels as sk
+
+from . import _harness as harness
+from .cases import Case, Data, all_cases
+
+FIELDS = (
+    "op", "backend", "dtype", "tensors", "elements", "p20_ms", "p50_ms", "p80_ms", "host_ms",
+    "bytes_per_element", "gb_per_s", "roof_gb_per_s", "percent_of_roof", "x_eager", "x_reference",
+    "x_compile", "target",
+)  # fmt: skip
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--op", default="", help="only rows whose name contains this text")
+    parser.add_argument("--backend", default="auto", help="auto, all, or a comma-separated list")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--tensors", type=int, default=1, help="tensors in the list")
+    parser.add_argument("--elements", type=int, default=25_000_000, help="elements per tensor")
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--reference", action="store_true", help="time the reference backend too")
+    parser.add_argument("--csv", type=Path, default=None, help="append the rows to this file")
+    return parser.parse_args(argv)
+
+
+def backends_of(args: argparse.Namespace) -> list[str]:
+    there = [b for b in sk.available_backends(args.device) if b != "reference"]
+    if args.backend == "auto":
+        return there[:1]
+    return there if args.backend == "all" else args.backend.split(",")
+
+
+def compiled(case: Case) -> dict:
+    """torch.compile of the eager stages, or nothing where one cannot be compiled as a graph."""
+    stages = tuple(torch.compile(s, fullgraph=True, dynamic=False) for s in case.stages)
+
+    def run() -> object:
+        return case.eager(stages)
+
+    try:
+        run()
+    except Exception as error:  # compile errors have no common base class
+        print(
+            f"{case.name}: torch.compile leaves this out: {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
+        return {}
+    return {"compile": run}
+
+
+def measure(case: Case, data: Data, args: argparse.Namespace) -> list[dict]:
+    backends = backends_of(args)
+    scratch = data.params[0] if args.tensors == 1 else torch.cat(data.params)
+    variants = {"roof": lambda: scratch.mul_(1.0000001)}  # one read-modify-write stream
+    variants |= {b: lambda b=b: case.fused(b) for b in backends}
+    variants["eager"] = case.eager
+    if args.reference:
+        variants["reference"] = lambda: case.fused("reference")
+    if not args.no_compile:
+        variants |= compiled(case)
+    samples = harness.interleave(variants, args.device, args.rounds)
+    count = args.tensors * args.elements
+    roof_bytes = 2 * data.size * count
+    rows = []
+    for name in backends:
+        s = samples[name]
+        share = harness.ratio(samples["roof"], s) * case.bytes_per_element / (2 * data.size)
+        row = {
+            "op": case.name, "backend": name, "dtype": args.dtype, "tensors": args.tensors,
+            "elements": args.elements, "bytes_per_element": case.bytes_per_element,
+            "gb_per_s": case.bytes_per_element * count / s.median / 1e9,
+            "roof_gb_per_s": roof_bytes / samples["roof"].median / 1e9,
+            "percent_of_roof": 100 * share, "target": case.target,
+            "host_ms": 1e3 * sorted(s.host)[len(s.host) // 2],
+        }  # fmt: skip
+        row |= {f"p{q}_ms": 1e3 * s.quantile(q / 100) for q in (20, 80)} | {
+            "p50_ms": 1e3 * s.median
+        }
+        for base in ("eager", "reference", "compile"):
+            row[f"x_{base}"] = harness.ratio(samples[base], s) if base in samples else None
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: list[dict], head: dict[str, str]) -> None:
+    console = Console(width=130)
+    console.print(" | ".join(f"{k}: {v}" for k, v in head.items()), highlight=False)
+    table = Table(caption="roof: one tensor scaled in place, in the same rounds; x: ratio of times")
+    columns = (
+        "op", "backend", "p20 ms", "p50 ms", "p80 ms", "B/el", "GB/s", "% of roof", "x eager",
+        "x reference", "x compile", "target",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("op", "backend") else "right")
+    for r in rows:
+        ratios = [r["x_eager"], r["x_reference"], r["x_compile"]]
+        table.add_row(
+            r["op"], r["backend"], *(f"{r[k]:.2f}" for k in ("p20_ms", "p50_ms", "p80_ms")),
+            f"{r['bytes_per_element']:g}", f"{r['gb_per_s']:.1f}", f"{r['percent_of_roof']:.0f}",
+            *("-" if x is None else f"{x:.1f}" for x in ratios),
+            "-" if r["target"] is None else f">= {r['target']:g}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def write_csv(path: Path, rows: list[dict], head: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.DictWriter(f, fieldnames=(*head, *FIELDS))
+        if new:
+            writer.writeheader()
+        for row in rows:
+            rounded = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow(head | rounded)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    data = Data.make(args.tensors, args.elements, DTYPES[args.dtype], args.device)
+    shown = argv if argv is not None else sys.argv[1:]
+    head = harness.header(args.device, ["python -m bench", *shown])
+    rows: list[dict] = []
+    for case in all_cases(data):
+        if args.op in case.name:
+            rows += measure(case, data, args)
+    print_table(rows, head)
+    if args.csv is not None:
+        write_csv(args.csv, rows, head)
+    short = [r for r in rows if r["target"] is not None and r["x_eager"] < r["target"]]
+    for r in short:
+        print(f"below target: {r['op']} {r['x_eager']:.1f} < {r['target']:g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

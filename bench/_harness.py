@@ -1,0 +1,120 @@
+"""Timing: interleaved rounds in one process, so that every ratio compares neighbours in time."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_once(run: Callable[[], object], device: str) -> tuple[float, float]:
+    """(seconds until the result is there, seconds until the call returned)."""
+    if device == "cpu":
+        begin = time.perf_counter()
+        run()
+        elapsed = time.perf_counter() - begin
+        return elapsed, elapsed
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    first.record()
+    run()
+    last.record()
+    host = time.perf_counter() - begin
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3, host
+
+
+@dataclass
+class Samples:
+    """Seconds of every round, per variant."""
+
+    device: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+
+    def quantile(self, q: float) -> float:
+        ordered = sorted(self.device)
+        return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.device)
+
+
+def interleave(
+    variants: dict[str, Callable[[], object]], device: str, rounds: int
+) -> dict[str, Samples]:
+    """Run every variant once per round, in turn, after one untimed call of each."""
+    for run in variants.values():
+        run()
+    synchronize(device)
+    samples = {name: Samples() for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            seconds, host = time_once(run, device)
+            samples[name].device.append(seconds)
+            samples[name].host.append(host)
+    return samples
+
+
+def ratio(slow: Samples, fast: Samples) -> float:
+    """Median over the rounds of slow / fast: numbers of different moments do not divide."""
+    return statistics.median(s / f for s, f in zip(slow.device, fast.device, strict=True))
+
+
+def commit() -> str:
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line for line in f if line.startswith("model name")).split(":")[1].strip()
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine(device: str) -> str:
+    """A name for the machine that a reader can place: the processor and the threads used."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return triton.__version__
+
+
+def header(device: str, command: Sequence[str]) -> dict[str, str]:
+    """What a stored row needs to be reproduced."""
+    return {
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "triton": triton_version(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(command),
+    }

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call: build, correctness, memory checks, bench.
+#   bench/gpu_all.sh [OUT]      OUT (default out/gpu): logs and bench rows land here
+# Uses the python3 on PATH, which must have a CUDA build of torch >= 2.11, triton and pytest, and an
+# nvcc of torch's CUDA major. Commit what comes back in OUT/*.csv under bench/results/.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${1:-${OUT:-out/gpu}}
+mkdir -p "$OUT"
+export PYTHONPATH=$PWD:$PWD/python_api
+arch=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || exit 1
+export TORCH_CUDA_ARCH_LIST=$arch SPARSE_KERNELS_BUILD=cuda SPARSE_KERNELS_BUILD_TESTS=1
+status=0
+
+step() { # step NAME SECONDS COMMAND...: run, log, keep going
+  local name=$1 limit=$2
+  shift 2
+  local begin=$SECONDS
+  timeout "$limit" "$@" >"$OUT/$name.log" 2>&1
+  local rc=$?
+  [ $rc -eq 0 ] || status=1
+  printf '%-22s rc %3d  %4d s  %s\n' "$name" $rc $((SECONDS - begin)) "$(tail -n 1 "$OUT/$name.log")"
+}
+
+step build 300 python3 setup.py build_ext --inplace
+step info 60 python3 -m sparse_kernels.info
+step tests-cuda 400 python3 -m pytest -q -x --require-backend cuda tests/kernels \
+  --ignore=tests/kernels/test_triton.py --ignore=tests/kernels/test_triton_aot.py
+step tests-optim 300 python3 -m pytest -q tests/optim
+for tool in memcheck racecheck; do
+  step "sanitizer-$tool" 300 compute-sanitizer --tool $tool --error-exitcode 9 \
+    python3 bench/sanitize.py
+done
+for dtype in fp32 bf16; do
+  step "bench-1x64M-$dtype" 300 python3 -m bench --device cuda --backend all --dtype $dtype \
+    --elements 67108864 --csv "$OUT/gpu.csv"
+  step "bench-512x1k-$dtype" 200 python3 -m bench --device cuda --backend all --dtype $dtype \
+    --tensors 512 --elements 1024 --no-compile --csv "$OUT/gpu.csv"
+done
+exit $status
