@@ -36,8 +36,8 @@ try:
     from torch.utils import cpp_extension
 except ImportError:
     sys.exit(
-        "sparse-kernels: torch is not importable here; install it (pip install torch) and build with "
-        "pip install --no-build-isolation ., or set SPARSE_KERNELS_BUILD=none"
+        "sparse-kernels: torch is not importable here; install it (pip install torch) and build "
+        "with pip install --no-build-isolation ., or set SPARSE_KERNELS_BUILD=none"
     )
 
 compiler = os.environ.get("CXX", "g++")
@@ -74,7 +74,7 @@ def want_cuda() -> bool:
     if mode == "auto" and (nvcc is None or built is None):
         return False
     if nvcc is None:
-        sys.exit("sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs nvcc; set CUDA_HOME to a CUDA toolkit")
+        sys.exit("sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs nvcc; set CUDA_HOME to a toolkit")
     if built is None:
         sys.exit(
             f"sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs a CUDA build of torch, "
@@ -82,8 +82,8 @@ def want_cuda() -> bool:
         )
     if nvcc.partition(".")[0] != built.partition(".")[0]:
         sys.exit(
-            f"sparse-kernels: nvcc is CUDA {nvcc} and torch was built with CUDA {built}; set CUDA_HOME "
-            f"to a CUDA {built.partition('.')[0]} toolkit, or SPARSE_KERNELS_BUILD=cpu"
+            f"sparse-kernels: nvcc is CUDA {nvcc} and torch was built with CUDA {built}; "
+            f"set CUDA_HOME to a CUDA {built.partition('.')[0]} toolkit, or SPARSE_KERNELS_BUILD=cpu"
         )
     return True
 
@@ -133,7 +133,7 @@ if cuda:
 if tests:
     extensions.append(core_extension())
 print(
-    f"sparse-kernels: building {', '.join(e.name for e in extensions)} with torch {torch.__version__}"
+    f"sparse-kernels: building {', '.join(e.name for e in extensions)}, torch {torch.__version__}"
     + (f", CUDA {torch.version.cuda}" if cuda else ", without CUDA"),
     file=sys.stderr,
 )

@@ -1,4 +1,4 @@
-"""Every op once on small CUDA tensors, for compute-sanitizer: sizes around a chunk, masked, misaligned."""
+"""Every op once on small CUDA tensors, for compute-sanitizer: chunk edges, masked, misaligned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fused kernels for sparse training: masked SAM, zero-order directions, linearised Bregman steps."""
+"""Fused kernels for sparse training: masked SAM, zero-order directions, Bregman steps."""
 
 import torch  # noqa: F401  # first: the compiled libraries need torch's shared libraries loaded
 
@@ -21,10 +21,9 @@ from .functional import (
 )
 
 
-
 __all__ = [
-    "__version__",
     "BackendUnavailableError",
+    "__version__",
     "adabreg_step_",
     "available_backends",
     "derive_key",

@@ -51,13 +51,15 @@ def _reason(op: str, backend: str, device: str, dtype: torch.dtype | None) -> st
         if device != "cpu":
             return f"it runs on CPU tensors, these are on {device}"
         if not _has_kernel(op, "CPU"):
-            return f"the extension sparse_kernels._C is not there: {_loader.load_errors.get('_C')}"
+            error = _loader.load_errors.get("_C")
+            return f"the extension sparse_kernels._C is not there: {error}"
         return None
     if dtype == torch.float64:
         return "float64 runs on the reference and cpp backends only"
     if backend == "triton":
         if device != "cuda" and not (device == "cpu" and _interpreting()):
-            return f"it runs on CUDA tensors (CPU ones under TRITON_INTERPRET=1), these are on {device}"
+            where = "CUDA tensors (CPU ones under TRITON_INTERPRET=1)"
+            return f"it runs on {where}, these are on {device}"
         return _triton_reason()
     if device != "cuda":
         return f"it runs on CUDA tensors, these are on {device}"
@@ -81,9 +83,7 @@ def requested_backend(backend: str | None) -> str:
 def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> tuple[str, Callable]:
     if name == "auto":
         chosen = next(
-            b
-            for b in _AUTO.get(device, ("reference",))
-            if _reason(op, b, device, dtype) is None
+            b for b in _AUTO.get(device, ("reference",)) if _reason(op, b, device, dtype) is None
         )
         if device == "cuda" and chosen == "reference":
             warnings.warn(
@@ -104,12 +104,16 @@ def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> tupl
     return chosen, getattr(getattr(torch.ops, _NAMESPACE[chosen]), op).default
 
 
-def resolve(op: str, backend: str | None, device: str, dtype: torch.dtype | None = None) -> Callable:
+def resolve(
+    op: str, backend: str | None, device: str, dtype: torch.dtype | None = None
+) -> Callable:
     """The dispatcher op that runs ``op``; cached per (op, choice, device type, dtype)."""
     return _resolve(op, requested_backend(backend), device, dtype)[1]
 
 
-def resolved_name(op: str, backend: str | None, device: str, dtype: torch.dtype | None = None) -> str:
+def resolved_name(
+    op: str, backend: str | None, device: str, dtype: torch.dtype | None = None
+) -> str:
     """Name of the backend that ``resolve`` picks."""
     return _resolve(op, requested_backend(backend), device, dtype)[0]
 

@@ -149,7 +149,9 @@ def check_scalar(op: str, name: str, value: float, low: float, *, strict: bool =
     """ValueError unless ``value`` is finite and >= low (> low if strict)."""
     bad = not isinstance(value, (int, float)) or value != value or value in (float("inf"),)
     if bad or value < low or (strict and value == low):
-        raise ValueError(f"{op}: {name} must be finite and {'>' if strict else '>='} {low:g}, got {value}")
+        raise ValueError(
+            f"{op}: {name} must be finite and {'>' if strict else '>='} {low:g}, got {value}"
+        )
 
 
 def _storage_order(tensors: list[Tensor]) -> list[Tensor] | None:

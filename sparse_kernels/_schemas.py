@@ -110,7 +110,7 @@ def reference_function(op: str) -> Callable:
 
 
 def _triton_function(op: str) -> Callable:
-    """The Triton launcher of ``op``, imported when first called: triton is optional and slow to load."""
+    """The Triton launcher of ``op``, imported at its first call: triton is optional and slow."""
     name, stem = op.rstrip("_") + "_triton", SCHEMAS[op][1]
 
     def launch(*args: object) -> object:

@@ -57,8 +57,8 @@ def linbreg_step_(
 ) -> Tensor:
     """Take one linearised Bregman step and return the live counts.
 
-    ``d = g``, or with momentum "sgd": ``b = beta b + g; d = b`` (nesterov ``d = g + beta b``), "ema":
-    ``b = beta b + (1 - beta) lr g`` and the dual moves by b itself; then
+    ``d = g``, or with momentum "sgd": ``b = beta b + g; d = b`` (nesterov ``d = g + beta b``),
+    "ema": ``b = beta b + (1 - beta) lr g`` and the dual moves by b itself; then
 
     ``dual = dual - lr * d - lr * weight_decay * param``, ``param = delta * shrink(dual, lam)``,
     ``shrink(v, lam) = v - clamp(v, -lam, lam)``.
@@ -126,7 +126,8 @@ def linbreg_step_(
         lists = g.lists
         live = run(
             lists["params"], lists["grads"], lists["duals"], lists["momentum_buffers"],
-            lists["active"], lr, lam, delta, momentum, momentum_form, nesterov, weight_decay, maximize,
+            lists["active"], lr, lam, delta, momentum, momentum_form, nesterov, weight_decay,
+            maximize,
         )  # fmt: skip
         parts.append((g.indices, live))
     bump_versions(args)
@@ -146,7 +147,7 @@ def _bias_corrections(
 
 
 def _table_rows(step: int, betas: tuple[float, float]) -> int:
-    """Rows until both corrections round to 1 in float64, or ``step`` if that is less, doubled up."""
+    """Rows until both corrections round to 1 in float64, or enough for ``step`` (doubling)."""
     slowest = max(betas)
     saturated = math.ceil(-54 * math.log(2) / math.log(slowest)) + 2 if slowest > 0 else 2
     return min(saturated, 1 << (step + 1).bit_length())
@@ -174,7 +175,8 @@ def adabreg_step_(
     """Take one AdaBreg step (Adam in the dual) and return the live counts.
 
     ``a = a + (1 - beta1)(g - a)``, ``u = beta2 u + (1 - beta2) g^2``,
-    ``dual = dual - lr * weight_decay * param - lr / (1 - beta1^n) * a / (sqrt(u) / sqrt(1 - beta2^n) + eps)``,
+    ``dual = dual - lr * weight_decay * param
+    - lr / (1 - beta1^n) * a / (sqrt(u) / sqrt(1 - beta2^n) + eps)``,
     ``param = delta * shrink(dual, lam)``.
 
     Args:

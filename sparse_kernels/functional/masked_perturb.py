@@ -25,7 +25,7 @@ def masked_perturb_(
 ) -> None:
     """Move the parameters to the perturbed point, in one pass.
 
-    ``params += m * rho * g / (norm + eps)``; adaptive: ``m * rho * (|w| + eta)^2 * g / (norm + eps)``.
+    ``params += m * rho * g / (norm + eps)``; adaptive: ``g`` becomes ``(|w| + eta)^2 * g``.
 
     Args:
         params: tensors (mutated); float32, bfloat16, float16 or float64.

@@ -32,8 +32,7 @@ def grad_norm(
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Returns:
-        0-dim tensor on the device of ``grads[0]``: float64 if any gradient is float64, else float32.
-        The sum of squares runs in float32 over chunks of 65,536 elements and in float64 over
+        0-dim tensor on the device of ``grads[0]``: float64 if any gradient is, else float32. The sum of squares runs in float32 over chunks of 65,536 elements and in float64 over
         chunks, in a fixed order: equal bits for every launch geometry and thread count. NaN and
         infinite gradients give a norm that is not finite. An empty list gives 0.
 
@@ -47,7 +46,11 @@ def grad_norm(
         >>> grad_norm([torch.tensor([3.0]), torch.tensor([4.0])])
         tensor(5.)
     """
-    args = [ListArg("grads", grads), ListArg("masks", masks, kind="words"), ListArg("weights", weights)]
+    args = [
+        ListArg("grads", grads),
+        ListArg("masks", masks, kind="words"),
+        ListArg("weights", weights),
+    ]
     check_lists("grad_norm", args)
     check_scalar("grad_norm", "eta", eta, 0.0)
     groups = list(grouped(args, ordered=False))
@@ -61,6 +64,8 @@ def grad_norm(
 
     if len(groups) == 1:
         return run(0, False)
-    total = torch.stack([run(i, True).to(groups[0].device) for i in range(len(groups))]).cumsum(0)[-1]
+    total = torch.stack([run(i, True).to(groups[0].device) for i in range(len(groups))]).cumsum(0)[
+        -1
+    ]
     wide = any(g.dtype == torch.float64 for g in groups)
     return total.sqrt().to(torch.float64 if wide else opmath_dtype(torch.float32))

@@ -171,8 +171,13 @@ def zo_combine_(
     ]
     check_lists(op, args)
     c = _coef_tensor(op, coef)
-    stream = _check_stream(op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds)
-    a, g_ = _per_tensor(op, "alpha", alpha, len(tensors)), _per_tensor(op, "gamma", gamma, len(tensors))
+    stream = _check_stream(
+        op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
+    )
+    a, g_ = (
+        _per_tensor(op, "alpha", alpha, len(tensors)),
+        _per_tensor(op, "gamma", gamma, len(tensors)),
+    )
     groups = grouped(args, ordered=True)
     if sumsq is not None:
         if sumsq.dtype != torch.float64 or sumsq.numel() != 1:
@@ -230,7 +235,9 @@ def zo_norm2(
     parts = []
     args = [ListArg("tensors", tensors), ListArg("mask", mask, kind="words")]
     check_lists(op, args)
-    stream = _check_stream(op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds)
+    stream = _check_stream(
+        op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
+    )
     for g in grouped(args, ordered=True):
         run = resolve(op, backend, g.device.type, g.dtype)
         on_device = c.to(device=g.device, dtype=opmath_dtype(g.dtype))

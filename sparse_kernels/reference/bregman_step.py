@@ -122,7 +122,8 @@ def adabreg_step_ref(
         a = a + (g - a) * (1.0 - beta1)
         u = u * beta2 + ((1.0 - beta2) * g) * g
         if counts:
-            assert step_sizes is not None and bias2_sqrts is not None
+            assert step_sizes is not None
+            assert bias2_sqrts is not None
             n = counts[i].reshape(-1) + 1
             store(counts[i], n, keep)
             row = n.clamp(max=step_sizes.numel() - 1).long()

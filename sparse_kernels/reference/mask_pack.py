@@ -10,7 +10,9 @@ from ._common import keep_bits
 
 def mask_pack_ref(masks: list[Tensor], words: list[Tensor]) -> None:
     for mask, word in zip(masks, words, strict=True):
-        bits = torch.nn.functional.pad(mask.reshape(-1).long(), (0, 32 * word.numel() - mask.numel()))
+        bits = torch.nn.functional.pad(
+            mask.reshape(-1).long(), (0, 32 * word.numel() - mask.numel())
+        )
         shifts = torch.arange(32, device=mask.device)
         word.copy_((bits.reshape(-1, 32) << shifts).sum(1))  # int64 to int32 keeps the low 32 bits
 
