@@ -83,7 +83,8 @@ def want_cuda() -> bool:
     if nvcc.partition(".")[0] != built.partition(".")[0]:
         sys.exit(
             f"sparse-kernels: nvcc is CUDA {nvcc} and torch was built with CUDA {built}; "
-            f"set CUDA_HOME to a CUDA {built.partition('.')[0]} toolkit, or SPARSE_KERNELS_BUILD=cpu"
+            f"set CUDA_HOME to a CUDA {built.partition('.')[0]} toolkit, "
+            "or SPARSE_KERNELS_BUILD=cpu"
         )
     return True
 

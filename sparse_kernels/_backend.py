@@ -70,8 +70,12 @@ def _reason(op: str, backend: str, device: str, dtype: torch.dtype | None) -> st
 
 
 def requested_backend(backend: str | None) -> str:
-    """The name in force for a call with ``backend=backend``; ValueError if there is no such name."""
-    name = backend if backend is not None else None
+    """The name in force for a call; an argument of None or "auto" leaves the choice open.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    name = backend
     if name is None or name == "auto":
         name = _override or os.environ.get("SPARSE_KERNELS_BACKEND") or "auto"
     if name != "auto" and name not in BACKENDS:
@@ -130,7 +134,7 @@ def use_backend(backend: str) -> Iterator[None]:
     """
     global _override
     requested_backend(backend)
-    previous, _override = _override, None if backend == "auto" else backend
+    previous, _override = _override, backend
     try:
         yield
     finally:

@@ -25,8 +25,8 @@ from . import reference
 COMPILED, REFERENCE, TRITON = "sparse_kernels", "sparse_kernels_reference", "sparse_kernels_triton"
 
 _ZO_STREAM = (
-    "Tensor key, Tensor? directions, int first_direction, int[] uids, str distribution, int rounds, "
-    "Tensor[] masks"
+    "Tensor key, Tensor? directions, int first_direction, int[] uids, str distribution, "
+    "int rounds, Tensor[] masks"
 )
 
 #: op name -> (schema without the name, stem of the file that implements it)

@@ -32,7 +32,8 @@ def grad_norm(
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Returns:
-        0-dim tensor on the device of ``grads[0]``: float64 if any gradient is, else float32. The sum of squares runs in float32 over chunks of 65,536 elements and in float64 over
+        0-dim tensor on the device of ``grads[0]``: float64 if any gradient is, else float32.
+        The sum of squares runs in float32 over chunks of 65,536 elements and in float64 over
         chunks, in a fixed order: equal bits for every launch geometry and thread count. NaN and
         infinite gradients give a norm that is not finite. An empty list gives 0.
 

@@ -188,11 +188,11 @@ def zo_combine_(
             sumsq.zero_()
     for g in groups:
         run = resolve(op, backend, g.device.type, g.dtype)
-        math = {"device": g.device, "dtype": opmath_dtype(g.dtype)}
-        factors = [None if t is None else t[g.indices].to(**math) for t in (a, g_)]
+        math = opmath_dtype(g.dtype)
+        factors = [None if t is None else t[g.indices].to(g.device, math) for t in (a, g_)]
         lists = g.lists
         run(
-            lists["tensors"], lists["src"], c.to(**math), *stream.on(g.device, g.indices),
+            lists["tensors"], lists["src"], c.to(g.device, math), *stream.on(g.device, g.indices),
             lists["mask"], lists["backup"], *factors, sumsq,
         )  # fmt: skip
     bump_versions(args)

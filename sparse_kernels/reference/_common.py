@@ -26,7 +26,7 @@ def keep_bits(words: Tensor, numel: int) -> Tensor:
 
 
 def store(dst: Tensor, value: Tensor, keep: Tensor | None = None) -> None:
-    """Write ``value`` into ``dst`` with one rounding; entries with ``keep`` False keep their bits."""
+    """Write ``value`` with one rounding into ``dst``, where ``keep`` is True if it is given."""
     value = value.reshape(dst.shape).to(dst.dtype)
     dst.copy_(value if keep is None else torch.where(keep.reshape(dst.shape), value, dst))
 
