@@ -203,6 +203,6 @@ def test_property_35_and_9_an_overflow_restores_and_skips(fused, unscale):
     opt.zero_grad()
     scaled_run(model, opt, scaler, x, y)
     assert not torch.equal(bits(model[0].weight), before[0])
-    with pytest.raises(RuntimeError, match="[Cc]losure"):
-        opt.found_inf = torch.zeros(())
+    opt.found_inf = torch.zeros(())  # as the scaler sets it around step
+    with pytest.raises(RuntimeError, match="closure cannot"):
         opt.step(lambda: None)
