@@ -111,7 +111,7 @@ def linbreg_step_(
         ListArg("momentum_buffers", momentum_buffers, mutated=True, kind="opmath"),
         ListArg("active", active, kind="words"),
     ]
-    check_lists(op, args)
+    whole = check_lists(op, args)
     _check_hyper(op, lr, lam, delta, weight_decay)
     _check_beta(op, "momentum", momentum)
     if momentum_form not in MOMENTUM_FORMS:
@@ -121,7 +121,7 @@ def linbreg_step_(
     if nesterov and (momentum_form != "sgd" or momentum == 0.0):
         raise ValueError(f"{op}: nesterov needs momentum and the 'sgd' form")
     parts = []
-    for g in grouped(args, ordered=False):
+    for g in grouped(args, ordered=False, whole=whole):
         run = resolve(op, backend, g.device.type, g.dtype)
         lists = g.lists
         live = run(
@@ -221,7 +221,7 @@ def adabreg_step_(
         ListArg("counts", counts, mutated=True, kind=torch.int32),
         ListArg("active", active, kind="words"),
     ]
-    check_lists(op, args)
+    whole = check_lists(op, args)
     _check_hyper(op, lr, lam, delta, weight_decay)
     check_scalar(op, "eps", eps, 0.0)
     for i, beta in enumerate(betas):
@@ -229,7 +229,7 @@ def adabreg_step_(
     if step < 1:
         raise ValueError(f"{op}: step must be >= 1, got {step}")
     parts = []
-    for g in grouped(args, ordered=False):
+    for g in grouped(args, ordered=False, whole=whole):
         run = resolve(op, backend, g.device.type, g.dtype)
         step_sizes = bias2_sqrts = None
         if counts is not None:

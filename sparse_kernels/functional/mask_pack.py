@@ -70,8 +70,8 @@ def unpack_mask(
         raise ValueError(f"{op}: shapes has {len(shapes)} entries, words has {len(words)}")
     masks = [w.new_empty(tuple(s), dtype=torch.bool) for w, s in zip(words, shapes, strict=True)]
     args = [ListArg("masks", masks), ListArg("words", words, kind="words")]
-    check_lists(op, args, floating=False)
-    for g in grouped(args, ordered=True):
+    whole = check_lists(op, args, floating=False)
+    for g in grouped(args, ordered=True, whole=whole):
         run = resolve("mask_unpack_", backend, g.device.type)
         run(g.lists["words"], g.lists["masks"])
     return masks

@@ -30,7 +30,7 @@ def masked_perturb_(
     Args:
         params: tensors (mutated); float32, bfloat16, float16 or float64.
         grads: tensors like ``params``.
-        norm: 0-dim tensor, as ``grad_norm`` returns it; read on the device. Where
+        norm: 0-dim tensor, as ``grad_norm`` returns it; read on the device. Where ``norm`` or
             ``rho / (norm + eps)`` is not finite the parameters keep their bits.
         rho: perturbation radius, >= 0.
         masks: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.
@@ -64,12 +64,12 @@ def masked_perturb_(
         ListArg("masks", masks, kind="words"),
         ListArg("backup", backup, mutated=True),
     ]
-    check_lists(op, args)
+    whole = check_lists(op, args)
     for name, value in (("rho", rho), ("eta", eta), ("eps", eps)):
         check_scalar(op, name, value, 0.0)
     if not isinstance(norm, Tensor) or norm.numel() != 1:
         raise ValueError(f"{op}: norm must be a tensor with one element")
-    for g in grouped(args, ordered=False):
+    for g in grouped(args, ordered=False, whole=whole):
         run = resolve(op, backend, g.device.type, g.dtype)
         on_device = norm.reshape(()).to(device=g.device, dtype=opmath_dtype(g.dtype))
         lists = g.lists

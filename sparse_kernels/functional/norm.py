@@ -52,9 +52,9 @@ def grad_norm(
         ListArg("masks", masks, kind="words"),
         ListArg("weights", weights),
     ]
-    check_lists("grad_norm", args)
+    whole = check_lists("grad_norm", args)
     check_scalar("grad_norm", "eta", eta, 0.0)
-    groups = list(grouped(args, ordered=False))
+    groups = list(grouped(args, ordered=False, whole=whole))
     if not groups:
         return torch.zeros(())
 

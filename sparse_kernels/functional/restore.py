@@ -43,8 +43,8 @@ def restore_(
         ListArg("backup", backup),
         ListArg("masks", masks, kind="words"),
     ]
-    check_lists("restore_", args)
-    for g in grouped(args, ordered=False):
+    whole = check_lists("restore_", args)
+    for g in grouped(args, ordered=False, whole=whole):
         run = resolve("restore_", backend, g.device.type, g.dtype)
         run(g.lists["params"], g.lists["backup"], g.lists["masks"])
     bump_versions(args)

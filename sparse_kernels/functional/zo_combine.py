@@ -169,7 +169,7 @@ def zo_combine_(
         ListArg("mask", mask, kind="words"),
         ListArg("backup", backup, mutated=True),
     ]
-    check_lists(op, args)
+    whole = check_lists(op, args)
     c = _coef_tensor(op, coef)
     stream = _check_stream(
         op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
@@ -178,7 +178,7 @@ def zo_combine_(
         _per_tensor(op, "alpha", alpha, len(tensors)),
         _per_tensor(op, "gamma", gamma, len(tensors)),
     )
-    groups = grouped(args, ordered=True)
+    groups = grouped(args, ordered=True, whole=whole)
     if sumsq is not None:
         if sumsq.dtype != torch.float64 or sumsq.numel() != 1:
             raise ValueError(f"{op}: sumsq must be a float64 tensor with one element")
@@ -234,11 +234,11 @@ def zo_norm2(
     c = _coef_tensor(op, coef)
     parts = []
     args = [ListArg("tensors", tensors), ListArg("mask", mask, kind="words")]
-    check_lists(op, args)
+    whole = check_lists(op, args)
     stream = _check_stream(
         op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
     )
-    for g in grouped(args, ordered=True):
+    for g in grouped(args, ordered=True, whole=whole):
         run = resolve(op, backend, g.device.type, g.dtype)
         on_device = c.to(device=g.device, dtype=opmath_dtype(g.dtype))
         drawn = stream.on(g.device, g.indices)
@@ -280,10 +280,10 @@ def zo_gram(
     op = "zo_gram"
     parts = []
     args = [ListArg("tensors", tensors), ListArg("mask", mask, kind="words")]
-    check_lists(op, args)
+    whole = check_lists(op, args)
     q = num_directions
     stream = _check_stream(op, len(tensors), q, seed, directions, uids, distribution, rounds)
-    for g in grouped(args, ordered=True):
+    for g in grouped(args, ordered=True, whole=whole):
         run = resolve(op, backend, g.device.type, g.dtype)
         drawn = stream.on(g.device, g.indices)
         parts.append(run(g.lists["tensors"], q, *drawn, g.lists["mask"]))

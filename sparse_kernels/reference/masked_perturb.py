@@ -21,7 +21,8 @@ def masked_perturb_ref(
 ) -> None:
     # rho is rounded to the math dtype before the division, as in the compiled kernels
     scale = torch.full_like(norm, rho) / (norm + eps)
-    finite = scale.isfinite()  # a norm that is not finite leaves the parameters as they are
+    # a norm that is not finite leaves the parameters as they are; rho / inf alone would be finite
+    finite = norm.isfinite() & scale.isfinite()
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if backup:
             backup[i].copy_(param)
