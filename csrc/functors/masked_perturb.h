@@ -2,7 +2,7 @@
 //   param <- param + scale * grad,                  scale = rho / (norm + eps)
 //   adaptive: param <- param + scale * t^2 * grad,  t = |param| + eta
 // Source: SAM, arXiv 2010.01412, eq. (2); Sparse SAM, arXiv 2210.05177; ASAM, arXiv 2102.11600.
-// Deviations: a scale that is not finite disables the write (the caller skips the step).
+// Deviations: a norm or scale that is not finite disables the write (the caller skips the step).
 // Lists: params[T] mutated, grads[T] const. Units: rho, eta, eps >= 0. One rounding on store.
 // Twins: sparse_kernels/reference/masked_perturb.py, sparse_kernels/triton/masked_perturb.py.
 #pragma once
@@ -33,7 +33,10 @@ struct MaskedPerturb {
       }
     }
   };
-  SK_HD Functor bind(int64_t) const { return {rho / (*norm + eps), eta}; }
+  SK_HD Functor bind(int64_t) const {
+    // rho / inf is 0, and 0 * grad still spreads NaN: an infinite norm has to disable the write
+    return {isfinite(*norm) ? rho / (*norm + eps) : *norm, eta};
+  }
 };
 
 }  // namespace sk
