@@ -1,0 +1,1 @@
+"""The command line's work: data sets, small models, methods, training in lockstep, reports."""

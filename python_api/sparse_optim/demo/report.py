@@ -1,0 +1,100 @@
+"""The demo's table, on the terminal and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ._support import require
+from .compare import COMPARED_STEPS, Row
+
+COLUMNS = (
+    "model", "method", "backend", "steps", "test_accuracy_percent", "weight_sparsity_percent",
+    "training_flops_percent", "optimizer_ms_reference", "optimizer_ms_fused", "ratio",
+    f"max_difference_{COMPARED_STEPS}_steps", "test_accuracy_percent_reference",
+    "weight_sparsity_percent_reference",
+)  # fmt: skip
+TIME_COLUMNS = ("optimizer_ms_reference", "optimizer_ms_fused", "ratio")
+
+NOTES = (
+    "accuracy and sparsity: of the fused run; of both, reference / fused, where they differ",
+    "training FLOPs: theoretical, in per cent of SGD on the same samples; the demo's layers are "
+    "dense kernels that do not use the zeros. SAM and ZO-SAM count their extra passes, SSAM the "
+    "mask's samples as well",
+    "optimizer ms: median per step without forward and backward (over whole cycles for m > 0); "
+    "SAM, SSAM and ZO-SAM include the base step, torch.optim.SGD in both columns",
+    'SGD: reference is torch.optim.SGD, fused is LinBreg(reg="none"), the same update; torch '
+    "joins a multiplication and an addition in one rounding, hence the difference",
+    "ZO-SAM: the reference computes normals in float64 and rounds; the fused kernel is within "
+    "4 ulp of that",
+    f"difference: largest absolute one between the two runs' weights in the first "
+    f"{COMPARED_STEPS} steps; 0 means equal bits",
+)
+
+
+def as_record(row: Row) -> dict[str, Any]:
+    """A row's values under the names of ``COLUMNS``, rounded to what they mean."""
+    values = (
+        row.model, row.method, row.backend, row.steps, f"{row.accuracy[1]:.2f}",
+        f"{row.sparsity[1]:.2f}", f"{row.flops_percent:.2f}", f"{row.ms[0]:.4f}",
+        f"{row.ms[1]:.4f}", f"{row.ratio:.2f}", f"{row.max_difference:.3g}",
+        f"{row.accuracy[0]:.2f}", f"{row.sparsity[0]:.2f}",
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write one line per row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(as_record(row) for row in rows)
+
+
+def pair_text(pair: tuple[float, float]) -> str:
+    """One number if both runs show the same, else "reference / fused".
+
+    Example:
+        >>> pair_text((98.04, 98.04)), pair_text((98.0, 97.5))
+        ('98.0', '98.0 / 97.5')
+    """
+    reference, fused = (f"{value:.1f}" for value in pair)
+    return fused if reference == fused else f"{reference} / {fused}"
+
+
+def ms_text(value: float) -> str:
+    """Milliseconds with three significant digits.
+
+    Example:
+        >>> ms_text(0.04567), ms_text(123.4)
+        ('0.0457', '123')
+    """
+    digits = 4 if value < 0.1 else 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def make_table(rows: Sequence[Row]) -> Any:
+    """The rows as a rich table."""
+    (table_module,) = require("rich.table")
+    table = table_module.Table(title="Reference and fused runs from the same seed, on digits")
+    table.add_column("model")
+    table.add_column("method", no_wrap=True)
+    for name in (
+        "test\nacc. %", "weight\nsparsity %", "training\nFLOPs %", "ms/step\nreference",
+        "ms/step\nfused", "times\nfaster", f"difference\n{COMPARED_STEPS} steps",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    previous = None
+    for row in rows:
+        if previous is not None and row.model != previous:
+            table.add_section()
+        table.add_row(
+            row.model if row.model != previous else "", row.method, pair_text(row.accuracy),
+            pair_text(row.sparsity), f"{row.flops_percent:.1f}", ms_text(row.ms[0]),
+            ms_text(row.ms[1]), f"{row.ratio:.1f}", f"{row.max_difference:.1e}"
+            if row.max_difference else "0",
+        )  # fmt: skip
+        previous = row.model
+    return table
