@@ -1,0 +1,88 @@
+"""Writes the README's tables from stored results, so that it quotes nothing else.
+
+    python -m bench.tables            rewrite the blocks between the markers
+    python -m bench.tables --check    exit code 1 if a block differs from its results
+
+A block begins with ``<!-- table KIND PATH -->`` (KIND: bench or demo) and ends with ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from pathlib import Path
+
+BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+ROOT = Path(__file__).resolve().parent.parent
+
+#: column of the CSV -> (heading, format); "" stands for a missing value
+COLUMNS = {
+    "bench": {
+        "op": ("step", "{}"),
+        "p50_ms": ("ms", "{:.2f}"),
+        "bytes_per_element": ("bytes per weight", "{:g}"),
+        "gb_per_s": ("GB/s", "{:.1f}"),
+        "percent_of_roof": ("% of roof", "{:.0f}"),
+        "x_eager": ("x eager", "{:.1f}"),
+        "target": ("promised", "{:g}"),
+        "x_compile": ("x torch.compile", "{:.1f}"),
+    },
+    "demo": {
+        "model": ("model", "{}"),
+        "method": ("method", "{}"),
+        "test_accuracy_percent": ("test accuracy %", "{:.1f}"),
+        "weight_sparsity_percent": ("weight sparsity %", "{:.1f}"),
+        "training_flops_percent": ("training FLOPs %", "{:.1f}"),
+        "optimizer_ms_reference": ("reference ms", "{:.3f}"),
+        "optimizer_ms_fused": ("fused ms", "{:.3f}"),
+        "ratio": ("ratio", "{:.1f}"),
+        "max_difference_20_steps": ("difference, 20 steps", "{:.1g}"),
+    },
+}
+
+
+def cell(form: str, text: str) -> str:
+    if text == "":
+        return "-"
+    return form.format(text if form == "{}" else float(text))
+
+
+def table(kind: str, path: Path) -> str:
+    """Markdown table of a stored CSV, and one line that says where the numbers are from."""
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    columns = COLUMNS[kind]
+    lines = ["| " + " | ".join(h for h, _ in columns.values()) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    for row in rows:
+        cells = (cell(form, row[name]) for name, (_, form) in columns.items())
+        lines.append("| " + " | ".join(cells) + " |")
+    facts = [f"{k} {rows[0][k]}" for k in ("machine", "torch", "commit", "date") if rows[0].get(k)]
+    source = f"`{path.relative_to(ROOT)}`" + (": " + ", ".join(facts) if facts else "")
+    command = f", `{rows[0]['command']}`" if rows[0].get("command") else ""
+    return "\n".join(lines) + f"\n\nFrom {source}{command}.\n"
+
+
+def render(text: str) -> str:
+    return BLOCK.sub(lambda m: m[1] + table(m[2], ROOT / m[3]) + m[4], text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    args = parser.parse_args(argv)
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = render(old)
+    if args.check:
+        if new != old:
+            print("README.md differs from the stored results; run python -m bench.tables")
+        return int(new != old)
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
