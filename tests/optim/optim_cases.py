@@ -3,7 +3,10 @@
 import io
 
 import torch
+from sparse_optim import sparse_init_
 from torch import nn
+
+from sparse_kernels.reference import philox
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -99,3 +102,62 @@ def perturbation(opt, params, grads):
 
 def norm_of(tensors):
     return torch.cat([t.double().reshape(-1) for t in tensors]).norm()
+
+
+def shrink(v, lam):
+    return v - v.clamp(-lam, lam)
+
+
+def zero_param(n=1, dtype=torch.float64):
+    return nn.Parameter(torch.zeros(n, dtype=dtype))
+
+
+def run(opt, p, gradient, steps):
+    """Steps with ``gradient(p)``; the list of parameter values after each."""
+    seen = []
+    for _ in range(steps):
+        p.grad = gradient(p.detach()).to(p.dtype)
+        opt.step()
+        seen.append(p.detach().clone())
+    return torch.stack(seen)
+
+
+def birth(values):
+    """Number of the first step after which the (single) entry is not zero."""
+    alive = (values.reshape(len(values)) != 0).nonzero()
+    return int(alive[0]) + 1 if len(alive) else None
+
+
+def train_plain(model, opt, steps, data=None):
+    x, y = batch() if data is None else data
+    for _ in range(steps):
+        opt.zero_grad()
+        cross_entropy(model(x), y).backward()
+        opt.step()
+    return model
+
+
+def sparse_model(density=0.3, dtype=torch.float32):
+    model = mlp()
+    sparse_init_(model, density, generator=torch.Generator().manual_seed(1))
+    return model.to(dtype)
+
+
+def directions(probe, uid, numel, m, distribution="normal", rounds=10):
+    """z of one parameter in float64, [m, numel], by the reference stream."""
+    key = torch.tensor(probe.key - 2**64 if probe.key >= 2**63 else probe.key)
+    draw = philox.DISTRIBUTIONS[distribution]
+    return torch.stack([draw(key, uid, i, 0, numel, rounds).double() for i in range(m)])
+
+
+def loop_oracle(model, x, y):
+    """Sum of squared gradients over samples of one, by plain autograd."""
+    model.eval()
+    total = [torch.zeros(p.shape, dtype=torch.float64) for p in model.parameters()]
+    for i in range(len(x)):
+        loss = cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        grads = torch.autograd.grad(loss, model.parameters())
+        for t, g in zip(total, grads, strict=True):
+            t += g.double().square()
+    model.train()
+    return total
