@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ._param_groups import regularized_weights
 from ._support import check_number
+
+
+def _fan_in_and_outputs(module: nn.Module, weight: Tensor) -> tuple[int, int]:
+    """Inputs of one output, and number of outputs."""
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        # stored as [inputs, outputs per group, ...]
+        inputs = weight.shape[0] // module.groups
+        return inputs * weight[0, 0].numel(), module.out_channels
+    return weight[0].numel(), weight.shape[0]
 
 
 @torch.no_grad()
@@ -62,24 +71,18 @@ def sparse_init_(
         numel = weight.numel()
         if numel == 0:
             continue
-        fan_in = weight[0].numel()
         module = modules[name.rpartition(".")[0]]
-        transposed = getattr(module, "transposed", False)
-        if transposed:  # stored as [inputs, outputs per group, ...]
-            fan_in = weight.shape[0] // module.groups * weight[0, 0].numel()
-        n_out = module.out_channels if transposed else weight.shape[0]
+        fan_in, n_out = _fan_in_and_outputs(module, weight)
         keep = max(math.floor(density * numel + 0.5), math.ceil(min_density * numel), 1)
         keep = min(max(keep, n_out) if unit_floor else keep, numel)
-        factor = gain / math.sqrt(keep / numel)
-        device = weight.device
-        values = torch.randn(numel, generator=generator, device=device) * math.sqrt(2.0 / fan_in)
-        chosen = torch.randperm(numel, generator=generator, device=device)[:keep]
-        flat = torch.zeros(numel, device=device)
-        flat[chosen] = values[chosen] * factor
+        factor = gain / math.sqrt(keep / numel) * math.sqrt(2.0 / fan_in)
+        chosen = torch.randperm(numel, generator=generator, device=weight.device)[:keep]
+        flat = torch.zeros(numel, device=weight.device)
+        flat[chosen] = torch.randn(keep, generator=generator, device=weight.device) * factor
         weight.copy_(flat.reshape(weight.shape))
         bias = getattr(module, "bias", None)
         if biases and isinstance(bias, torch.Tensor):
-            uniform = torch.rand(bias.shape, generator=generator, device=device)
+            uniform = torch.rand(bias.shape, generator=generator, device=bias.device)
             bias.copy_(uniform / math.sqrt(fan_in))
         realised[name] = keep / numel
     return realised

@@ -24,6 +24,9 @@ def test_p1_p2_n7_readout_in_every_step_and_phase(backend, make, ptype):
     opt = make(bregman_param_groups(model, lam=lam, delta=delta), backend)
     x, y = batch(dtype=ptype)
     sparse = seen_alive = False
+    opt.init_dual()
+    first = opt.param_groups[0]["params"][0]
+    start = opt.state[first]["dual"].clone()
     for _ in range(25):
         opt.zero_grad()
         cross_entropy(model(x), y).backward()
@@ -42,6 +45,7 @@ def test_p1_p2_n7_readout_in_every_step_and_phase(backend, make, ptype):
             seen_alive |= int(live) > 0
     assert sparse
     assert seen_alive
+    assert not torch.equal(opt.state[first]["dual"], start)
 
 
 @pytest.mark.parametrize("delta", [0.1, 1.0, 7.0])
@@ -54,6 +58,8 @@ def test_p4_subgradient_start_reads_out_the_weights(delta):
     assert torch.equal(p.detach(), w)
     assert not opt.state[p]["dual"][::5].any()
     p.grad = torch.randn(400)
+    with torch.no_grad():
+        p.fill_(9.0)
     opt.step()  # lr 0: only the readout acts
     torch.testing.assert_close(p.detach(), w, rtol=1e-6, atol=5e-7)
     assert torch.equal(p.detach() == 0, w == 0)

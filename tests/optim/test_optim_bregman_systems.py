@@ -52,10 +52,12 @@ def test_p6_m11_n8_resuming_in_mid_cycle_is_bitwise(backend, cls, options, ptype
                 assert torch.equal(v, w)
             else:
                 assert v == w
+    before = a[2].weight.detach().clone()
     twin, twin_opt = copy.deepcopy((a, opt))
     train_plain(a, opt, 20, data)
     train_plain(b, resumed, 20, data)
     train_plain(twin, twin_opt, 20, data)
+    assert not torch.equal(a[2].weight, before)
     for p, q, r in zip(a.parameters(), b.parameters(), twin.parameters(), strict=True):
         assert_same_bits(p.detach(), q.detach())
         assert_same_bits(p.detach(), r.detach())

@@ -53,6 +53,7 @@ def test_property_25_mezo_resumes_bit_for_bit(backend):
             o.step(lambda model=model: cross_entropy(model(x), y))
     assert_same_params(a, b)
     assert_same_params(a, twin)
+    assert not torch.equal(a[0].weight, weights["0.weight"])
     with pytest.raises(ValueError, match="not a checkpoint"):
         resumed.load_state_dict(SGD(b.parameters(), lr=0.1).state_dict())
 

@@ -34,6 +34,7 @@ def test_m1_m2_bitwise_until_a_refresh_finds_a_zero(backend, cls, options):
         models.append(model)
     assert_same_params(models[0], models[1])
     assert_same_params(models[0], models[2])
+    assert (models[0][0].weight != mlp()[0].weight).all()
 
 
 @pytest.mark.parametrize(("cls", "options"), ALL)

@@ -102,6 +102,7 @@ def test_property_5_scaling_the_gradient(backend, c):
     (scaled,) = perturbation(opt, [p], [g * c])
     sign = 1.0 if c > 0 else -1.0
     torch.testing.assert_close(scaled, sign * e, rtol=1e-6, atol=1e-12)
+    assert float(e.norm()) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_property_6_adaptive(backend):

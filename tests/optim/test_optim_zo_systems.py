@@ -70,6 +70,7 @@ def test_property_19_and_21_random_states(backend, pair):
     opt.restore()
     opt.zero_grad()
     cross_entropy(model(x), y).backward()
+    assert (losses[:, 0] != losses[:, 1]).all()
     same = torch.equal(torch.get_rng_state(), after_plain)
     assert same == pair
     assert torch.equal(model[0].weight.grad, plain) == pair
@@ -107,9 +108,11 @@ def test_property_20_statistics_advance_once(backend, layer, m):
     opt = ZOSAM(model.parameters(), SGD, 0.1, m, seed=1, bn_modules=[model[1]], lr=0.1,
                 backend=backend)  # fmt: skip
     start = {k: v.clone() for k, v in model[1].named_buffers()}
+    weight = model[0].weight.detach().clone()
     opt.probe(lambda: cross_entropy(model(x), y))
     for k, v in model[1].named_buffers():
         assert torch.equal(v, start[k]), k
+    assert not torch.equal(model[0].weight, weight)
     twin = copy.deepcopy(model)  # stands at w + e
     twin(x)
     cross_entropy(model(x), y).backward()
@@ -279,6 +282,7 @@ def test_zosam_groups_share_the_norm_and_scale_their_part(backend):
     key = torch.tensor(opt.last_probe.key - (2**64 if opt.last_probe.key >= 2**63 else 0))
     z = [philox.normal(key, i, 0, 0, 20) for i in range(2)]
     unit = torch.cat(z).norm()
+    assert a.detach().any()
     sign = torch.sign(opt.last_probe.coef[0]).float()
     torch.testing.assert_close(a.detach(), sign * 0.4 * z[0] / unit, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(b.detach(), sign * 0.1 * z[1] / unit, rtol=1e-5, atol=1e-7)

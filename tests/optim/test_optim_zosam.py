@@ -84,6 +84,7 @@ def test_property_3_the_ascent_depends_on_signs_and_ratios_only(backend, m, dist
         seen[k] = p.detach().clone()
     assert_same_bits(seen[1.0], seen[4.0])
     assert torch.equal(seen[-1.0], -seen[1.0])
+    assert float(seen[1.0].norm()) == pytest.approx(0.3, rel=1e-5)
     if m == 1:
         z = directions(opt.last_probe, 0, 50, 1, distribution)[0]
         sign = torch.sign(a.double() @ z)
