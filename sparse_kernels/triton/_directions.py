@@ -18,6 +18,7 @@ from ._launch import (
 
 # one compilation serves every seed, direction and number of directions, wherever they lie
 _STREAM_ARGUMENTS = ["coef_ptr", "q", "key_ptr", "directions_ptr", "first_direction"]
+_STREAM_ARGUMENTS += ["alpha_ptr", "gamma_ptr"]
 
 
 @triton.jit

@@ -140,7 +140,7 @@ def sum_in_order(partials: Tensor, out: Tensor, *, root: bool = False) -> None:
     launch(kernel, (rows,), device, partials, out, count, ROOT=root, num_warps=1)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "out_ptr"])
 def _sum_in_order_kernel(partials_ptr, out_ptr, count, ROOT: tl.constexpr):
     row = tl.program_id(0)
     partials_ptr += row.to(tl.int64) * count

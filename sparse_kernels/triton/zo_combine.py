@@ -25,8 +25,9 @@ from ._launch import (
     sum_in_order,
 )
 
-# elements a program has in registers at a time; a call serves 128 signs, so a thread takes more
-_NORMAL_BLOCK, _SIGN_BLOCK, _MASKED_SIGN_BLOCK = 2048, 4096, 2048
+# Elements a program has in registers at a time. A Philox call serves 128 signs and every thread
+# takes part in one, so signs want more elements a thread, if no mask or backup needs registers.
+_BLOCK, _SIGN_BLOCK = 2048, 4096
 
 
 def _stream(
@@ -68,7 +69,7 @@ def zo_combine_triton(
             sumsq.zero_()
         return
     size, partials = TILE, None
-    block = (_MASKED_SIGN_BLOCK if masks else _SIGN_BLOCK) if signs else _NORMAL_BLOCK
+    block = _SIGN_BLOCK if signs and not (masks or backup) else _BLOCK
     if sumsq is not None:
         size, block = CHUNK_SIZE, LANES
         partials = torch.empty((1, plan.programs), dtype=torch.float32, device=device)
@@ -83,6 +84,7 @@ def zo_combine_triton(
         HAS_BACKUP=bool(backup), HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
         SUMSQ=sumsq is not None, SIGNS=signs, ROUNDS=rounds,
         SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
+        maxnreg=64,
     )  # fmt: skip
     if sumsq is not None:
         sum_in_order(partials, sumsq)

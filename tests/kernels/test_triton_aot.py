@@ -1,0 +1,367 @@
+"""The Triton kernels compiled for sm_80 and sm_90 without a GPU, and their machine code.
+
+The launchers run on CPU tensors with ``launch`` replaced, so that what is compiled is exactly what
+they would launch: argument types, specialisation, block sizes and options included. The interpreter
+must be off (Triton reads TRITON_INTERPRET when it is imported).
+
+Contraction: the PTX of an op without explicit fma has none, and ptxas runs with --fmad=false. In
+the machine code a correctly rounded division or root is itself a sequence of FFMA; their number is
+compared with that of a probe kernel that divides and takes roots as often and does nothing else.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("needs a process without TRITON_INTERPRET", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is not installed")
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from sparse_kernels.triton import (
+    _launch,
+    bregman_step,
+    mask_pack,
+    masked_perturb,
+    norm,
+    restore,
+    zo_combine,
+)
+
+CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+if not CUOBJDUMP.exists():
+    pytest.skip("this Triton comes without cuobjdump", allow_module_level=True)
+
+MODULES = (_launch, bregman_step, mask_pack, masked_perturb, norm, restore, zo_combine)
+KEY, COEF = torch.tensor(1), torch.tensor([0.5])
+
+
+def stream(distribution, q=1):
+    return KEY, None, 0, [0], distribution, 10
+
+
+def x(dtype=torch.float32):
+    return [torch.zeros(64, dtype=dtype)]
+
+
+def words():
+    return [torch.zeros(2, dtype=torch.int32)]
+
+
+def run_norm(d, masks=(), weights=()):
+    norm.grad_norm_triton(x(d), list(masks), list(weights), 0.1, False)
+
+
+def run_perturb(d, masks=(), backup=(), adaptive=False, norm=1.0, rho=0.1, eta=0.1, eps=0.1):
+    masked_perturb.masked_perturb_triton(
+        x(d), x(d), torch.tensor(norm), rho, list(masks), list(backup), adaptive, eta, eps
+    )
+
+
+def run_linbreg(d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7)):
+    f = torch.float32
+    bregman_step.linbreg_step_triton(
+        x(d), x(d), x(f) if duals else [], x(f) if buffers else [], list(active), *scalars,
+        0.9, "sgd", nesterov, 0.01, False,
+    )  # fmt: skip
+
+
+def run_adabreg(d, counts=False, active=(), lr=0.1, step=3):
+    n, table = [torch.zeros(64, dtype=torch.int32)], torch.ones(9)
+    bregman_step.adabreg_step_triton(
+        x(d), x(d), x(), x(), x(), n if counts else [], list(active), lr, 0.2, 0.7, 0.9, 0.999,
+        1e-8, 0.01, False, step, table if counts else None, table if counts else None,
+    )  # fmt: skip
+
+
+def run_combine(d, kind, full=False, masks=(), sumsq=False, q=1, first=0, key=KEY, uid=0):
+    t, factor = x(d), torch.ones(1)
+    total = torch.zeros((), dtype=torch.float64) if sumsq else None
+    zo_combine.zo_combine_triton(
+        t, x(d) if full else [], torch.ones(q), key, None, first, [uid], kind, 10, list(masks),
+        x(d) if full else [], factor if full else None, factor if full else None, total,
+    )  # fmt: skip
+
+
+def run_norm2(kind):
+    zo_combine.zo_norm2_triton(x(), COEF, *stream(kind), words())
+
+
+def run_gram(kind):
+    zo_combine.zo_gram_triton(x(), 2, *stream(kind), words())
+
+
+def run_restore(d, masks=()):
+    restore.restore_triton(x(d), x(d), list(masks))
+
+
+F, B, H = torch.float32, torch.bfloat16, torch.float16
+CASES = {
+    "norm": lambda: run_norm(F),
+    "norm bf16": lambda: run_norm(B),
+    "norm masked": lambda: run_norm(F, words()),
+    "norm weighted": lambda: run_norm(F, weights=x()),
+    "perturb": lambda: run_perturb(F),
+    "perturb backup": lambda: run_perturb(F, backup=x()),
+    "perturb backup bf16": lambda: run_perturb(B, backup=x(B)),
+    "perturb backup fp16": lambda: run_perturb(H, backup=x(H)),
+    "perturb adaptive": lambda: run_perturb(F, backup=x(), adaptive=True),
+    "perturb masked": lambda: run_perturb(F, words(), x()),
+    "restore": lambda: run_restore(F),
+    "restore bf16": lambda: run_restore(B),
+    "restore masked": lambda: run_restore(F, words()),
+    "pack": lambda: mask_pack.mask_pack_triton(x(torch.bool), words()),
+    "unpack": lambda: mask_pack.mask_unpack_triton(words(), x(torch.bool)),
+    "normal": lambda: run_combine(F, "normal"),
+    "normal bf16": lambda: run_combine(B, "normal"),
+    "normal masked": lambda: run_combine(F, "normal", full=True, masks=words()),
+    "normal sumsq": lambda: run_combine(F, "normal", full=True, sumsq=True),
+    "signs": lambda: run_combine(F, "rademacher"),
+    "signs bf16": lambda: run_combine(B, "rademacher"),
+    "signs full": lambda: run_combine(F, "rademacher", full=True),
+    "signs full bf16": lambda: run_combine(B, "rademacher", full=True),
+    "normal full bf16": lambda: run_combine(B, "normal", full=True),
+    "normal masked bf16": lambda: run_combine(B, "normal", full=True, masks=words()),
+    "signs masked bf16": lambda: run_combine(B, "rademacher", full=True, masks=words()),
+    "signs masked": lambda: run_combine(F, "rademacher", full=True, masks=words()),
+    "signs sumsq": lambda: run_combine(F, "rademacher", full=True, sumsq=True),
+    "norm2 normal": lambda: run_norm2("normal"),
+    "norm2 signs": lambda: run_norm2("rademacher"),
+    "gram normal": lambda: run_gram("normal"),
+    "gram signs": lambda: run_gram("rademacher"),
+    "linbreg": lambda: run_linbreg(F),
+    "linbreg no dual": lambda: run_linbreg(F, duals=False),
+    "linbreg momentum": lambda: run_linbreg(F, buffers=True),
+    "linbreg momentum bf16": lambda: run_linbreg(B, buffers=True),
+    "linbreg active": lambda: run_linbreg(F, buffers=True, active=words(), nesterov=True),
+    "adabreg": lambda: run_adabreg(F),
+    "adabreg bf16": lambda: run_adabreg(B),
+    "adabreg active": lambda: run_adabreg(F, active=words()),
+    "adabreg counts": lambda: run_adabreg(F, counts=True),
+}
+# more than 64 registers: an extra stream of counts and two gathered tables; at 64 it would spill
+REGISTERS = {"adabreg counts": 96}
+# whole blocks of aligned float32 tensors go by 16-byte loads and stores
+VECTORISED = (
+    "perturb", "perturb backup", "perturb adaptive", "restore", "restore bf16",
+    "perturb backup bf16", "perturb backup fp16", "normal", "normal sumsq", "signs",
+    "signs full", "signs bf16", "signs sumsq", "linbreg", "linbreg no dual", "linbreg momentum",
+    "adabreg", "adabreg counts",
+)  # fmt: skip
+
+
+def captured(run):
+    """(kernel, arguments, options) of each launch of ``run()``; nothing is launched."""
+    calls, originals = [], [(m, m.launch) for m in MODULES]
+    for module, _ in originals:
+        module.launch = lambda kernel, grid, device, *args, **meta: calls.append(
+            (kernel, args, meta)
+        )
+    try:
+        run()
+    finally:
+        for module, launch in originals:
+            module.launch = launch
+    return calls
+
+
+def specialised(call, capability, **options):
+    """What the JIT derives from a call: (source, options, key of the compilation)."""
+    kernel, args, meta = call
+    backend = make_backend(GPUTarget("cuda", capability, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    meta = {**meta, "enable_fp_fusion": False, **options}
+    bound, special, extra = bind(*args, **meta)
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, meta, bound, special, extra
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    return source, parsed.__dict__, (str(special), str(extra))
+
+
+def compile_call(call, capability, **options):
+    source, parsed, _ = specialised(call, capability, **options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=parsed)
+
+
+class Code:
+    """A compiled kernel: PTX, counts of machine instructions, registers and stack bytes."""
+
+    def __init__(self, compiled, path):
+        self.ptx = compiled.asm["ptx"]
+        path.write_bytes(compiled.asm["cubin"])
+        usage, sass = (
+            subprocess.run(
+                [CUOBJDUMP, flag, path], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+        self.registers = int(re.search(r"REG:(\d+)", usage)[1])
+        self.stack = int(re.search(r"STACK:(\d+)", usage)[1])
+        instruction = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)"
+        self.counts = collections.Counter(re.findall(instruction, sass, re.MULTILINE))
+
+    def count(self, prefix):
+        return sum(n for name, n in self.counts.items() if name.startswith(prefix))
+
+
+@pytest.fixture(scope="module", params=[80, 90], ids=["sm_80", "sm_90"])
+def capability(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def code_of(capability, tmp_path_factory):
+    """Machine code of a case's first launch, compiled once per architecture."""
+    path = tmp_path_factory.mktemp("cubin") / "kernel.cubin"
+
+    @functools.cache
+    def get(case):
+        return Code(compile_call(captured(CASES[case])[0], capability), path)
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_registers_and_no_spills(code_of, case):
+    code = code_of(case)
+    assert code.stack == 0
+    assert code.count("LDL") == code.count("STL") == 0
+    assert code.registers <= REGISTERS.get(case, 64)
+    assert sum(code.counts.values()) > 50  # the disassembly was read
+
+
+@pytest.mark.parametrize("case", VECTORISED)
+def test_whole_blocks_use_16_byte_accesses(code_of, case):
+    code = code_of(case)
+    assert code.count("LDG.E.128") > 0
+    assert code.count("STG.E.128") > 0
+
+
+@pytest.mark.parametrize("case", ["norm", "norm bf16", "norm weighted"])
+def test_norm_uses_16_byte_loads(code_of, case):
+    assert code_of(case).count("LDG.E.128") > 0
+
+
+@pytest.mark.parametrize("case", ["normal", "signs"])
+def test_philox_multiplies_wide(code_of, case):
+    # two products a round, one instruction each (the first round of the uid is uniform)
+    assert code_of(case).count("IMAD.WIDE.U32") >= 18
+
+
+NO_CONTRACTION = ("norm", "norm weighted", "linbreg", "linbreg active", "linbreg momentum bf16")
+
+
+@pytest.mark.parametrize("case", NO_CONTRACTION)
+def test_no_fma_at_all(code_of, case):
+    assert "fma." not in code_of(case).ptx
+    assert code_of(case).count("FFMA") == 0
+
+
+@triton.jit
+def _divide_kernel(x_ptr, a, b):
+    tl.store(x_ptr, tl.math.div_rn(a, tl.load(x_ptr) + b))
+
+
+@triton.jit
+def _divide_and_root_kernel(x_ptr, a, b, N: tl.constexpr):
+    lanes = tl.arange(0, N)
+    u, v = tl.load(x_ptr + lanes), tl.load(x_ptr + N + lanes)
+    root = tl.math.div_rn(tl.math.sqrt_rn(u), b) + a
+    tl.store(x_ptr + lanes, tl.math.div_rn(v, root))
+
+
+def probe(kernel, capability, path, *args, **meta):
+    return Code(compile_call((kernel, args, meta), capability), path)
+
+
+@pytest.mark.parametrize("case", ["perturb", "perturb adaptive", "perturb masked"])
+def test_the_only_fma_of_perturb_is_one_division(code_of, case, capability, tmp_path):
+    """rho / (norm + eps), once per program; see the module's docstring."""
+    one = probe(_divide_kernel, capability, tmp_path / "probe", torch.zeros(1), 0.1, 0.2)
+    assert "fma." not in code_of(case).ptx
+    assert code_of(case).count("FFMA") == one.count("FFMA") > 0
+
+
+@pytest.mark.parametrize("case", ["adabreg", "adabreg bf16", "adabreg active"])
+def test_the_only_fma_of_adabreg_are_divisions_and_roots(code_of, case, capability, tmp_path):
+    """Two divisions and a root an element; 4 elements a thread, in each of up to two loops."""
+    lanes = 128 * (4 if case == "adabreg active" else 8)  # the active form has one loop
+    alone = probe(
+        _divide_and_root_kernel, capability, tmp_path / "probe", torch.zeros(2 * lanes), 0.1, 0.2,
+        N=lanes, num_warps=4,
+    )  # fmt: skip
+    assert "fma." not in code_of(case).ptx
+    assert code_of(case).count("FFMA") == alone.count("FFMA") > 0
+
+
+def test_contraction_would_be_seen(capability, tmp_path):
+    """The same kernel with fusion allowed does contract, so its absence is the option's doing."""
+    call = captured(CASES["linbreg"])[0]
+    fused = Code(compile_call(call, capability, enable_fp_fusion=True), tmp_path / "fused")
+    assert fused.count("FFMA") > 0
+
+
+def test_rounding_of_roots_and_divisions(code_of):
+    for case in ("adabreg", "perturb", "normal"):
+        ptx = code_of(case).ptx
+        assert "approx" not in ptx
+        assert ".ftz" not in ptx
+    assert "sqrt.rn.f32" in code_of("normal").ptx
+    assert "div.rn.f32" in code_of("adabreg").ptx
+
+
+def test_sum_of_partials_adds_and_roots_in_float64(capability, tmp_path):
+    code = Code(compile_call(captured(CASES["norm"])[1], capability), tmp_path / "sum")
+    assert code.ptx.count("add.rn.f64") + code.ptx.count("add.f64") >= 32
+    assert "sqrt.rn.f64" in code.ptx
+    assert "fma." not in code.ptx
+    assert code.stack == 0
+    assert code.registers <= 64
+
+
+def keys(run):
+    return {specialised(call, 90)[2] for call in captured(run)}
+
+
+def test_one_compilation_over_changing_scalars():
+    """Nothing that the JIT keys its compilations by depends on a hyper-parameter, seed or step."""
+    scalars = (0.0, 1.0, 0.1, 16.0, 1e-30, 3e38)
+    perturb = [keys(lambda v=v: run_perturb(F, norm=v, rho=v, eta=v, eps=v)) for v in scalars]
+    linbreg = [keys(lambda v=v: run_linbreg(F, scalars=(v, v, v))) for v in scalars]
+    adabreg = [
+        keys(lambda v=v, n=n: run_adabreg(F, lr=v, step=n + 1)) for n, v in enumerate(scalars)
+    ]
+    numbers = (0, 1, 16, 17, 2**31, 2**32 - 2)
+    draws = [
+        keys(
+            lambda n=n: run_combine(F, "normal", first=n, uid=n, key=torch.tensor(n), q=1 + n % 18)
+        )
+        for n in numbers
+    ]
+    for family in (perturb, linbreg, adabreg, draws):
+        assert all(k == family[0] for k in family)
+        assert len(family[0]) == 1
+
+
+def test_alignment_of_small_tensors_does_not_recompile():
+    shifted = torch.zeros(3)[1:2].reshape(())
+    aligned = keys(lambda: run_perturb(F))
+
+    def run():
+        masked_perturb.masked_perturb_triton(x(), x(), shifted, 0.1, [], [], False, 0.1, 0.1)
+
+    assert keys(run) == aligned
