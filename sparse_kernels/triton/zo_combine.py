@@ -86,7 +86,7 @@ def zo_combine_triton(
         SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
         maxnreg=64,
     )  # fmt: skip
-    if sumsq is not None:
+    if sumsq is not None and partials is not None:
         sum_in_order(partials, sumsq)
 
 
