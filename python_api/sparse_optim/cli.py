@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         _run(argv)
-    except (UserError, ValueError, BackendUnavailableError) as error:
+    except (UserError, BackendUnavailableError) as error:
         _complain(str(error))
         return FAILED
     except KeyboardInterrupt:

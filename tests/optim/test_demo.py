@@ -7,6 +7,7 @@ import pickle
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ class Python2Pickler(pickle._Pickler):
     CIFAR's files come from such a pickler: loading them needs ``encoding="bytes"``.
     """
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
     def save_python2_str(self, value):
         raw = value.encode("latin-1") if isinstance(value, str) else value
@@ -66,7 +67,12 @@ def write_cifar10(folder: Path, per_batch: int = 4) -> np.ndarray:
     for i, name in enumerate(names):
         part = slice(i * per_batch, (i + 1) * per_batch)
         labels = [k % 10 for k in range(part.start, part.stop)]
-        batch = {"batch_label": name, "labels": labels, "data": pixels[part], "filenames": ["a.png"]}
+        batch = {
+            "batch_label": name,
+            "labels": labels,
+            "data": pixels[part],
+            "filenames": ["a.png"],
+        }
         write_pickle(folder / name, batch)
     return pixels
 
@@ -229,8 +235,7 @@ def test_epoch_batches_shuffle_without_repeats():
     split = data.Split(torch.arange(10).reshape(10, 1, 1, 1), torch.arange(10))
     generator = torch.Generator().manual_seed(0)
     first, second = (
-        [labels.tolist() for _, labels in data.epoch_batches(split, 4, generator)]
-        for _ in range(2)
+        [labels.tolist() for _, labels in data.epoch_batches(split, 4, generator)] for _ in range(2)
     )
     assert [len(b) for b in first] == [4, 4]
     assert len({*first[0], *first[1]}) == 8

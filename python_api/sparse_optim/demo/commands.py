@@ -142,8 +142,7 @@ def run_train(options: TrainOptions) -> None:
     """Train one model with one optimizer and print a line per epoch.
 
     Raises:
-        UserError: data, device or a folder is missing.
-        ValueError: an option is out of range.
+        UserError: data, device or a folder is missing, or an option is out of range.
         BackendUnavailableError: the backend cannot run here.
     """
     check_device(options.device)
@@ -154,7 +153,10 @@ def run_train(options: TrainOptions) -> None:
     data = load(options.data, options.data_dir).to(options.device)
     per_epoch = steps_per_epoch(len(data.train), options.batch_size)
     steps = options.epochs * per_epoch
-    run = Run(options.model, data, recipe, options.backend, options.seed, steps)
+    try:
+        run = Run(options.model, data, recipe, options.backend, options.seed, steps)
+    except ValueError as error:  # an option that only the optimizer can judge
+        raise UserError(f"--optimizer {recipe.optimizer}: {error}") from error
     weights = sum(p.numel() for p in run.model.parameters())
     print(
         f"{options.data}: {len(data.train)} training and {len(data.test)} test images; "

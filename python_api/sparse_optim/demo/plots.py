@@ -8,7 +8,7 @@ from typing import Any
 
 from ._support import require
 from .compare import Row
-from .report import ms_text
+from .report import ms_text, pair_text
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in print by brightness
 REFERENCE, FUSED = "#E69F00", "#0072B2"
@@ -56,18 +56,28 @@ def _legend(figure: Any, axis: Any) -> None:
 
 
 def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
-    """Test accuracy of the reference and the fused run of every method."""
-    figure, axes, parts = _panels(rows, "Test accuracy on digits")
+    """Test accuracy: a ring for the reference run, a dot in it for the fused one."""
+    figure, axes, parts = _panels(
+        rows, "Test accuracy on digits: a dot in its ring is the same result"
+    )
     lowest = min(min(row.accuracy) for row in rows)
-    left = max(0.0, 5.0 * (lowest // 5.0) - (5.0 if lowest >= 5.0 else 0.0))
+    left = max(0.0, 2.0 * (lowest // 2.0) - 2.0)
+    room = 0.14 * (100.0 - left)  # for the figures beside the dots
     for axis, part in zip(axes, parts, strict=True):
-        _pair_bars(
-            axis, [row.accuracy for row in part],
-            [f"{value:.1f}" for row in part for value in row.accuracy],
+        at = range(len(part))
+        axis.hlines(at, left, 100.0, color="#E4E4E4", linewidth=1, zorder=1)
+        axis.scatter(
+            [row.accuracy[0] for row in part], at, s=130, facecolors="none", edgecolors=REFERENCE,
+            linewidths=2.2, label="reference", zorder=3,
         )  # fmt: skip
-        axis.set_xlim(left, 100.0 + (100.0 - left) * 0.08)
+        axis.scatter(
+            [row.accuracy[1] for row in part], at, s=34, color=FUSED, label="fused", zorder=4
+        )
+        for i, row in enumerate(part):
+            beside = max(row.accuracy) + 0.25 * room
+            axis.text(beside, i, pair_text(row.accuracy), va="center", fontsize=9)
+        axis.set_xlim(left, 100.0 + room)
         axis.set_xlabel(f"correct test images, % (axis starts at {left:g})")
-        axis.grid(axis="x", alpha=0.3)
     _legend(figure, axes[0])
     figure.savefig(path)
 
@@ -103,6 +113,7 @@ def plot_step_time(rows: Sequence[Row], path: Path) -> None:
         _pair_bars(axis, [row.ms for row in part], texts)
         values = [value for row in part for value in row.ms]
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlim(min(values) / 3, max(values) * 6)
         axis.set_xlabel("milliseconds per step (log scale; in brackets: times faster)")
         axis.grid(axis="x", alpha=0.3)
