@@ -15,21 +15,36 @@ namespace sk::cpu {
 constexpr int kTile = 32 * kSignsPerBlock;  // elements
 constexpr int kTileWords = kTile / 32;
 
-// normals [first, first + n), first a multiple of 4; writes up to the next multiple of 4
+// normals [first, first + n) for n <= kBlock, first a multiple of 4; writes up to a multiple of 4
 template <int kRounds>
 SK_CLONES void fill_normals(const RoundKeys& keys, uint32_t uid, uint32_t direction, int64_t first,
                             int n, float* z) {
+  constexpr int kCalls = kBlock / kNormalsPerBlock;
   const uint64_t block = uint64_t(first) / kNormalsPerBlock;
   const int calls = (n + kNormalsPerBlock - 1) / kNormalsPerBlock;
+  // three plain loops over arrays: each vectorises at its own lane width
+  alignas(kStreamAlign) uint32_t a[2 * kCalls], b[2 * kCalls];
+  alignas(kStreamAlign) float even[2 * kCalls], odd[2 * kCalls];
+#pragma omp simd
+  for (int j = 0; j < kCalls; ++j) {
+    const Words w = philox<kRounds, uint64_t>(block + uint64_t(j), uid, direction, keys);
+    a[j] = w.x[0];
+    b[j] = w.x[1];
+    a[kCalls + j] = w.x[2];
+    b[kCalls + j] = w.x[3];
+  }
+#pragma omp simd
+  for (int j = 0; j < 2 * kCalls; ++j) {
+    const NormalPair pair = box_muller(a[j], b[j]);
+    even[j] = pair.even;
+    odd[j] = pair.odd;
+  }
 #pragma omp simd
   for (int j = 0; j < calls; ++j) {
-    const Words w = philox<kRounds>(block + uint64_t(j), uid, direction, keys);
-    const NormalPair low = box_muller(w.x[0], w.x[1]);
-    const NormalPair high = box_muller(w.x[2], w.x[3]);
-    z[4 * j] = low.even;
-    z[4 * j + 1] = low.odd;
-    z[4 * j + 2] = high.even;
-    z[4 * j + 3] = high.odd;
+    z[4 * j] = even[j];
+    z[4 * j + 1] = odd[j];
+    z[4 * j + 2] = even[kCalls + j];
+    z[4 * j + 3] = odd[kCalls + j];
   }
 }
 
@@ -39,7 +54,7 @@ SK_CLONES void fill_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t dir
   const uint64_t block = uint64_t(tile) * (kTile / kSignsPerBlock);
 #pragma omp simd
   for (int j = 0; j < kTile / kSignsPerBlock; ++j) {
-    const Words w = philox<kRounds>(block + uint64_t(j), uid, direction, keys);
+    const Words w = philox<kRounds, uint64_t>(block + uint64_t(j), uid, direction, keys);
     words[4 * j] = w.x[0];
     words[4 * j + 1] = w.x[1];
     words[4 * j + 2] = w.x[2];
