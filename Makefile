@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMPS := $(VENV)/.stamps
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+INTERPRETED := $(addprefix tests/kernels/,test_triton.py test_triton_bregman.py test_triton_random.py)
 FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint test-cpu test-triton compile-checks bench clean
@@ -35,11 +36,11 @@ lint: $(STAMPS)/installed
 	$(BIN)/mypy
 
 test-cpu: $(STAMPS)/installed
-	$(PYTEST) -m "not slow and not large" --ignore=tests/kernels/test_triton.py
+	$(PYTEST) -m "not slow and not large" $(addprefix --ignore=,$(INTERPRETED))
 
 # the interpreter is chosen at import, so its tests are a process of their own
 test-triton: $(STAMPS)/installed
-	TRITON_INTERPRET=1 $(PYTEST) -m "not slow and not large" tests/kernels/test_triton.py
+	TRITON_INTERPRET=1 $(PYTEST) -m "not slow and not large" $(INTERPRETED)
 
 # what needs nvcc, or more than a minute: CUDA for sm_80 and sm_90, the compiled wheel, long tests
 compile-checks: $(STAMPS)/installed

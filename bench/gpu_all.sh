@@ -25,7 +25,8 @@ step() { # step NAME SECONDS COMMAND...: run, log, keep going
 step build 300 python3 setup.py build_ext --inplace
 step info 60 python3 -m sparse_kernels.info
 step tests-cuda 400 python3 -m pytest -q -x --require-backend cuda tests/kernels \
-  --ignore=tests/kernels/test_triton.py --ignore=tests/kernels/test_triton_aot.py
+  --ignore-glob='*test_triton*'
+step tests-triton 400 env SPARSE_KERNELS_BACKEND=triton python3 -m pytest -q tests/optim
 step tests-optim 300 python3 -m pytest -q tests/optim
 for tool in memcheck racecheck; do
   step "sanitizer-$tool" 300 compute-sanitizer --tool $tool --error-exitcode 9 \
