@@ -6,13 +6,14 @@ Everything is checked before anything is modified; a message names the op, the l
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._backend import requested_backend, resolve
 from .reference._common import opmath_dtype
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -28,12 +29,18 @@ class ListArg:
         mutated: the op writes these tensors.
         kind: "same" (dtype of the first list), "opmath" (its math dtype), "words" (packed mask
             bits), or a torch.dtype.
+        optional: the list may be absent.
     """
 
     name: str
     tensors: Sequence[Tensor] | None
     mutated: bool = False
     kind: str | torch.dtype = "same"
+    optional: bool = True
+
+
+def _unresolved(*args: object) -> None:
+    raise AssertionError("grouped() sets the op of a group")
 
 
 @dataclass(slots=True)
@@ -44,6 +51,7 @@ class Group:
     device: torch.device
     dtype: torch.dtype
     lists: dict[str, list[Tensor]]
+    run: Callable = field(default=_unresolved)  # the dispatcher op, set by ``grouped``
 
 
 def words_for(numel: int) -> int:
@@ -106,8 +114,8 @@ def _check_mutated(op: str, arg: ListArg, seen: dict[int, str]) -> None:
             raise ValueError(
                 f"{op}: {arg.name}[{i}] requires grad; call under torch.no_grad() to modify it"
             )
-        if compiling or t.numel() == 0:
-            continue  # addresses are not known while tracing
+        if compiling or t.numel() == 0 or t.is_meta:
+            continue  # addresses are not known while tracing, and 0 on meta tensors
         if any(st == 0 and sz > 1 for st, sz in zip(t.stride(), t.shape, strict=True)):
             raise ValueError(f"{op}: {arg.name}[{i}] is expanded; several elements share memory")
         first = seen.setdefault(t.data_ptr(), f"{arg.name}[{i}]")
@@ -134,10 +142,12 @@ def _one_group(args: Sequence[ListArg], floating: bool) -> Group | None:
         lists: dict[str, list[Tensor]] = {}
         pointers: list[int] = []
         for arg in args:
-            tensors = list(arg.tensors) if arg.tensors is not None else []
-            lists[arg.name] = tensors
-            if arg.tensors is None:
+            if arg.tensors is None and arg.optional:
+                lists[arg.name] = []
                 continue
+            if not isinstance(arg.tensors, (list, tuple)):
+                return None  # a tensor, too, can be iterated over
+            lists[arg.name] = tensors = list(arg.tensors)
             if arg.kind == "words":
                 words = [(words_for(f[0].numel()), torch.int32, device) for f in facts]
                 fits = [(t.numel(), t.dtype, t.device) for t in tensors] == words
@@ -185,9 +195,10 @@ def _check_by_tensor(op: str, args: Sequence[ListArg], floating: bool) -> None:
                 names = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
                 raise ValueError(f"{op}: {lead.name}[{i}] is {t.dtype}, expected one of {names}")
     for arg in args[1:]:
-        if arg.tensors is None:
+        if arg.tensors is None and arg.optional:
             continue
         check_tensor_list(op, arg.name, arg.tensors)
+        assert arg.tensors is not None
         if len(arg.tensors) != len(lead.tensors):
             raise ValueError(
                 f"{op}: {arg.name} has {len(arg.tensors)} tensors, "
@@ -225,7 +236,12 @@ def _storage_order(tensors: list[Tensor]) -> list[Tensor] | None:
 
 
 def grouped(
-    args: Sequence[ListArg], *, ordered: bool, whole: Group | None = None
+    op: str,
+    backend: str | None,
+    args: Sequence[ListArg],
+    *,
+    ordered: bool,
+    whole: Group | None = None,
 ) -> Iterator[Group]:
     """Split checked lists by device and dtype into contiguous lists; copy results back afterwards.
 
@@ -233,9 +249,12 @@ def grouped(
     care for the order of elements (``ordered=False``, no mask words) and all tensors of an index
     agree in strides; otherwise a contiguous copy takes their place and is copied back after the
     call, that is, when the caller asks for the next group. ``whole``, what ``check_lists``
-    returned, is passed on as it is.
+    returned, is passed on as it is. Every group's op is resolved before the first group is yielded:
+    a backend that is missing for the last one leaves the first one unmodified.
     """
+    requested_backend(backend)  # also where there is nothing to do, a wrong name is an error
     if whole is not None:
+        whole.run = resolve(op, backend, whole.device.type, whole.dtype)
         yield whole
         return
     present = [a for a in args if a.tensors is not None]
@@ -247,7 +266,8 @@ def grouped(
     keys: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, t in enumerate(lead):
         keys.setdefault((t.device, t.dtype), []).append(i)
-    for (device, dtype), indices in keys.items():
+    runs = [resolve(op, backend, device.type, dtype) for device, dtype in keys]
+    for ((device, dtype), indices), run in zip(keys.items(), runs, strict=True):
         lists: dict[str, list[Tensor]] = {a.name: [] for a in args}
         copies: list[tuple[Tensor, Tensor]] = []
         for i in indices:
@@ -263,7 +283,7 @@ def grouped(
                     if a.mutated:
                         copies.append((row[k], t))
                 lists[a.name].append(t)
-        yield Group(indices, device, dtype, lists)
+        yield Group(indices, device, dtype, lists, run)
         for original, copy in copies:
             original.copy_(copy)
 

@@ -195,7 +195,7 @@ def special_values(dtype: torch.dtype, device: str = "cpu") -> Tensor:
 def plant_special_values(tensors: Sequence[Tensor], *, stride: int = 5, start: int = 0) -> None:
     """Write ``special_values`` round-robin at every ``stride``-th element (mutated)."""
     for t in tensors:
-        flat = torch.arange(start, t.numel(), stride, device=t.device)
+        flat = torch.arange(min(start, t.numel()), t.numel(), stride, device=t.device)
         # copied as integers: arithmetic on a float may quieten a signalling NaN
         values = bits_of(special_values(t.dtype, str(t.device)))
         bits = t.detach().view(values.dtype)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._backend import resolve
 from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
 
 MOMENTUM_FORMS = ("sgd", "ema")
@@ -106,7 +105,7 @@ def linbreg_step_(
     op = "linbreg_step_"
     args = [
         ListArg("params", params, mutated=True),
-        ListArg("grads", grads),
+        ListArg("grads", grads, optional=False),
         ListArg("duals", duals, mutated=True, kind="opmath"),
         ListArg("momentum_buffers", momentum_buffers, mutated=True, kind="opmath"),
         ListArg("active", active, kind="words"),
@@ -121,10 +120,9 @@ def linbreg_step_(
     if nesterov and (momentum_form != "sgd" or momentum == 0.0):
         raise ValueError(f"{op}: nesterov needs momentum and the 'sgd' form")
     parts = []
-    for g in grouped(args, ordered=False, whole=whole):
-        run = resolve(op, backend, g.device.type, g.dtype)
+    for g in grouped(op, backend, args, ordered=False, whole=whole):
         lists = g.lists
-        live = run(
+        live = g.run(
             lists["params"], lists["grads"], lists["duals"], lists["momentum_buffers"],
             lists["active"], lr, lam, delta, momentum, momentum_form, nesterov, weight_decay,
             maximize,
@@ -214,10 +212,10 @@ def adabreg_step_(
     op = "adabreg_step_"
     args = [
         ListArg("params", params, mutated=True),
-        ListArg("grads", grads),
+        ListArg("grads", grads, optional=False),
         ListArg("duals", duals, mutated=True, kind="opmath"),
-        ListArg("exp_avgs", exp_avgs, mutated=True, kind="opmath"),
-        ListArg("exp_avg_sqs", exp_avg_sqs, mutated=True, kind="opmath"),
+        ListArg("exp_avgs", exp_avgs, mutated=True, kind="opmath", optional=False),
+        ListArg("exp_avg_sqs", exp_avg_sqs, mutated=True, kind="opmath", optional=False),
         ListArg("counts", counts, mutated=True, kind=torch.int32),
         ListArg("active", active, kind="words"),
     ]
@@ -229,8 +227,7 @@ def adabreg_step_(
     if step < 1:
         raise ValueError(f"{op}: step must be >= 1, got {step}")
     parts = []
-    for g in grouped(args, ordered=False, whole=whole):
-        run = resolve(op, backend, g.device.type, g.dtype)
+    for g in grouped(op, backend, args, ordered=False, whole=whole):
         step_sizes = bias2_sqrts = None
         if counts is not None:
             scale = 1.0 if duals is not None else delta
@@ -238,7 +235,7 @@ def adabreg_step_(
             step_sizes = (lr * scale / bias1).to(opmath_dtype(g.dtype))
             bias2_sqrts = bias2.to(opmath_dtype(g.dtype))
         lists = g.lists
-        live = run(
+        live = g.run(
             lists["params"], lists["grads"], lists["duals"], lists["exp_avgs"],
             lists["exp_avg_sqs"], lists["counts"], lists["active"], lr, lam, delta, *betas, eps,
             weight_decay, maximize, step, step_sizes, bias2_sqrts,

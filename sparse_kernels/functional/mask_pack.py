@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._backend import resolve
 from .._check import ListArg, check_lists, check_tensor_list, grouped, words_for
 
 
@@ -37,9 +36,8 @@ def pack_mask(masks: Sequence[Tensor], *, backend: str | None = None) -> list[Te
         if m.dtype != torch.bool:
             raise ValueError(f"pack_mask: masks[{i}] is {m.dtype}, expected torch.bool")
     words = [m.new_empty(words_for(m.numel()), dtype=torch.int32) for m in masks]
-    for g in grouped([ListArg("masks", masks)], ordered=True):
-        run = resolve("mask_pack_", backend, g.device.type)
-        run(g.lists["masks"], [words[i] for i in g.indices])
+    for g in grouped("mask_pack_", backend, [ListArg("masks", masks)], ordered=True):
+        g.run(g.lists["masks"], [words[i] for i in g.indices])
     return words
 
 
@@ -71,7 +69,6 @@ def unpack_mask(
     masks = [w.new_empty(tuple(s), dtype=torch.bool) for w, s in zip(words, shapes, strict=True)]
     args = [ListArg("masks", masks), ListArg("words", words, kind="words")]
     whole = check_lists(op, args, floating=False)
-    for g in grouped(args, ordered=True, whole=whole):
-        run = resolve("mask_unpack_", backend, g.device.type)
-        run(g.lists["words"], g.lists["masks"])
+    for g in grouped("mask_unpack_", backend, args, ordered=True, whole=whole):
+        g.run(g.lists["words"], g.lists["masks"])
     return masks

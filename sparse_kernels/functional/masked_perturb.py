@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._backend import resolve
 from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
 
 
@@ -60,7 +59,7 @@ def masked_perturb_(
     op = "masked_perturb_"
     args = [
         ListArg("params", params, mutated=True),
-        ListArg("grads", grads),
+        ListArg("grads", grads, optional=False),
         ListArg("masks", masks, kind="words"),
         ListArg("backup", backup, mutated=True),
     ]
@@ -69,11 +68,10 @@ def masked_perturb_(
         check_scalar(op, name, value, 0.0)
     if not isinstance(norm, Tensor) or norm.numel() != 1:
         raise ValueError(f"{op}: norm must be a tensor with one element")
-    for g in grouped(args, ordered=False, whole=whole):
-        run = resolve(op, backend, g.device.type, g.dtype)
+    for g in grouped(op, backend, args, ordered=False, whole=whole):
         on_device = norm.reshape(()).to(device=g.device, dtype=opmath_dtype(g.dtype))
         lists = g.lists
-        run(
+        g.run(
             lists["params"], lists["grads"], on_device, rho, lists["masks"], lists["backup"],
             adaptive, eta, eps,
         )  # fmt: skip

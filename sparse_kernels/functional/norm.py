@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._backend import resolve
 from .._check import ListArg, check_lists, check_scalar, grouped, opmath_dtype
 
 
@@ -54,14 +53,13 @@ def grad_norm(
     ]
     whole = check_lists("grad_norm", args)
     check_scalar("grad_norm", "eta", eta, 0.0)
-    groups = list(grouped(args, ordered=False, whole=whole))
+    groups = list(grouped("grad_norm", backend, args, ordered=False, whole=whole))
     if not groups:
         return torch.zeros(())
 
     def run(group_index: int, squared: bool) -> Tensor:
         g = groups[group_index]
-        op = resolve("grad_norm", backend, g.device.type, g.dtype)
-        return op(g.lists["grads"], g.lists["masks"], g.lists["weights"], eta, squared)
+        return g.run(g.lists["grads"], g.lists["masks"], g.lists["weights"], eta, squared)
 
     if len(groups) == 1:
         return run(0, False)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._backend import resolve
 from .._check import ListArg, bump_versions, check_lists, grouped
 
 
@@ -40,11 +39,10 @@ def restore_(
     """
     args = [
         ListArg("params", params, mutated=True),
-        ListArg("backup", backup),
+        ListArg("backup", backup, optional=False),
         ListArg("masks", masks, kind="words"),
     ]
     whole = check_lists("restore_", args)
-    for g in grouped(args, ordered=False, whole=whole):
-        run = resolve("restore_", backend, g.device.type, g.dtype)
-        run(g.lists["params"], g.lists["backup"], g.lists["masks"])
+    for g in grouped("restore_", backend, args, ordered=False, whole=whole):
+        g.run(g.lists["params"], g.lists["backup"], g.lists["masks"])
     bump_versions(args)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._backend import resolve
 from .._check import ListArg, bump_versions, check_lists, grouped, opmath_dtype
 from ..reference import philox
 from ..reference.philox import derive_key
@@ -36,7 +35,7 @@ class _Stream:
             key = torch.tensor(signed, dtype=torch.int64, device=device)
         first, table = 0, None
         if isinstance(self.directions, Tensor):
-            table = self.directions.to(device=device, dtype=torch.int64)
+            table = self.directions.to(device=device, dtype=torch.int64).contiguous()
         elif self.directions:
             first = self.directions[0]
             if list(self.directions) != list(range(first, first + len(self.directions))):
@@ -63,7 +62,11 @@ def _check_stream(
     if q < 1:
         raise ValueError(f"{op}: at least one direction is needed, got {q}")
     if directions is not None:
-        given = directions.numel() if isinstance(directions, Tensor) else len(directions)
+        if isinstance(directions, Tensor) and (
+            directions.dim() != 1 or directions.dtype not in (torch.int64, torch.int32)
+        ):
+            raise ValueError(f"{op}: directions must be a 1-D int64 or int32 tensor, or a list")
+        given = len(directions)
         if given != q:
             raise ValueError(f"{op}: directions has {given} entries, coef has {q}")
         if not isinstance(directions, Tensor):
@@ -89,7 +92,7 @@ def _coef_tensor(op: str, coef: Sequence[float] | Tensor) -> Tensor:
     c = coef if isinstance(coef, Tensor) else torch.tensor(list(coef), dtype=torch.float64)
     if c.dim() != 1 or not c.dtype.is_floating_point:
         raise ValueError(f"{op}: coef must be a 1-D floating tensor or a list of numbers")
-    return c
+    return c.contiguous()
 
 
 def _per_tensor(
@@ -103,6 +106,17 @@ def _per_tensor(
     if t.shape != (count,):
         raise ValueError(f"{op}: {name} must be a number or have one entry per tensor ({count})")
     return t
+
+
+def _check_sumsq(op: str, sumsq: Tensor, tensors: Sequence[Tensor]) -> None:
+    if sumsq.dtype != torch.float64 or sumsq.numel() != 1:
+        raise ValueError(f"{op}: sumsq must be a float64 tensor with one element")
+    if len({(t.device, t.dtype) for t in tensors}) > 1:
+        raise ValueError(f"{op}: sumsq needs all tensors on one device and of one dtype")
+    if tensors and sumsq.device != tensors[0].device:
+        raise ValueError(f"{op}: sumsq is on {sumsq.device}, tensors[0] is on {tensors[0].device}")
+    if torch.is_grad_enabled() and sumsq.requires_grad:
+        raise ValueError(f"{op}: sumsq requires grad; call under torch.no_grad() to modify it")
 
 
 def zo_combine_(
@@ -178,24 +192,20 @@ def zo_combine_(
         _per_tensor(op, "alpha", alpha, len(tensors)),
         _per_tensor(op, "gamma", gamma, len(tensors)),
     )
-    groups = grouped(args, ordered=True, whole=whole)
+    groups = grouped(op, backend, args, ordered=True, whole=whole)
     if sumsq is not None:
-        if sumsq.dtype != torch.float64 or sumsq.numel() != 1:
-            raise ValueError(f"{op}: sumsq must be a float64 tensor with one element")
-        if len({(t.device, t.dtype) for t in tensors}) > 1:
-            raise ValueError(f"{op}: sumsq needs all tensors on one device and of one dtype")
+        _check_sumsq(op, sumsq, tensors)
         if not tensors:
             sumsq.zero_()
     for g in groups:
-        run = resolve(op, backend, g.device.type, g.dtype)
         math = opmath_dtype(g.dtype)
         factors = [None if t is None else t[g.indices].to(g.device, math) for t in (a, g_)]
         lists = g.lists
-        run(
+        g.run(
             lists["tensors"], lists["src"], c.to(g.device, math), *stream.on(g.device, g.indices),
             lists["mask"], lists["backup"], *factors, sumsq,
         )  # fmt: skip
-    bump_versions(args)
+    bump_versions([*args, ListArg("sumsq", None if sumsq is None else [sumsq], mutated=True)])
 
 
 def zo_norm2(
@@ -238,11 +248,10 @@ def zo_norm2(
     stream = _check_stream(
         op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
     )
-    for g in grouped(args, ordered=True, whole=whole):
-        run = resolve(op, backend, g.device.type, g.dtype)
+    for g in grouped(op, backend, args, ordered=True, whole=whole):
         on_device = c.to(device=g.device, dtype=opmath_dtype(g.dtype))
         drawn = stream.on(g.device, g.indices)
-        parts.append(run(g.lists["tensors"], on_device, *drawn, g.lists["mask"]))
+        parts.append(g.run(g.lists["tensors"], on_device, *drawn, g.lists["mask"]))
     return _total(parts, torch.zeros((), dtype=torch.float64))
 
 
@@ -283,10 +292,9 @@ def zo_gram(
     whole = check_lists(op, args)
     q = num_directions
     stream = _check_stream(op, len(tensors), q, seed, directions, uids, distribution, rounds)
-    for g in grouped(args, ordered=True, whole=whole):
-        run = resolve(op, backend, g.device.type, g.dtype)
+    for g in grouped(op, backend, args, ordered=True, whole=whole):
         drawn = stream.on(g.device, g.indices)
-        parts.append(run(g.lists["tensors"], q, *drawn, g.lists["mask"]))
+        parts.append(g.run(g.lists["tensors"], q, *drawn, g.lists["mask"]))
     return _total(parts, torch.zeros(q, q, dtype=torch.float64))
 
 
