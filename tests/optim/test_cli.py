@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def same_threads():
-    """The demo sets torch's thread count for its process; give it back."""
+def one_thread():
+    """One for the small models; the demo sets torch's count for its process, so give it back."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
