@@ -28,6 +28,11 @@ class BackendUnavailableError(RuntimeError):
     """The backend that was asked for cannot run this op on this device."""
 
 
+def preferences(device: str) -> tuple[str, ...]:
+    """Backends in the order in which ``auto`` tries them on tensors of a device type."""
+    return _AUTO.get(device, ("reference",))
+
+
 def _has_kernel(op: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{COMPILED}::{op}", key)
 
@@ -86,9 +91,7 @@ def requested_backend(backend: str | None) -> str:
 @functools.cache
 def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> tuple[str, Callable]:
     if name == "auto":
-        chosen = next(
-            b for b in _AUTO.get(device, ("reference",)) if _reason(op, b, device, dtype) is None
-        )
+        chosen = next(b for b in preferences(device) if _reason(op, b, device, dtype) is None)
         if device == "cuda" and chosen == "reference":
             warnings.warn(
                 f"{op}: no fused CUDA or Triton kernel for {dtype}, using the slow reference; "
@@ -108,11 +111,24 @@ def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> tupl
     return chosen, getattr(getattr(torch.ops, _NAMESPACE[chosen]), op).default
 
 
+def _namespace(op: str, name: str, device: str, dtype: torch.dtype | None) -> str:
+    return _NAMESPACE[_resolve(op, name, device, dtype)[0]]
+
+
+# What torch.compiler.assume_constant_result sets; that decorator imports torch._dynamo, and with it
+# triton, at import time. Tracing calls _namespace and does not look inside: what is installed does
+# not change, and the name in force, which may, is an argument.
+_namespace._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def resolve(
     op: str, backend: str | None, device: str, dtype: torch.dtype | None = None
 ) -> Callable:
     """The dispatcher op that runs ``op``; cached per (op, choice, device type, dtype)."""
-    return _resolve(op, requested_backend(backend), device, dtype)[1]
+    name = requested_backend(backend)
+    if torch.compiler.is_compiling():
+        return getattr(getattr(torch.ops, _namespace(op, name, device, dtype)), op).default
+    return _resolve(op, name, device, dtype)[1]
 
 
 def resolved_name(

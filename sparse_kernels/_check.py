@@ -6,8 +6,8 @@ Everything is checked before anything is modified; a message names the op, the l
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,10 +39,6 @@ class ListArg:
     optional: bool = True
 
 
-def _unresolved(*args: object) -> None:
-    raise AssertionError("grouped() sets the op of a group")
-
-
 @dataclass(slots=True)
 class Group:
     """The part of a call that shares one device and dtype; ``lists`` are contiguous."""
@@ -51,7 +47,12 @@ class Group:
     device: torch.device
     dtype: torch.dtype
     lists: dict[str, list[Tensor]]
-    run: Callable = field(default=_unresolved)  # the dispatcher op, set by ``grouped``
+    op: str = ""
+    backend: str | None = None
+
+    def run(self, *args: Any) -> Any:
+        """Call the dispatcher op that runs this group."""
+        return resolve(self.op, self.backend, self.device.type, self.dtype)(*args)
 
 
 def words_for(numel: int) -> int:
@@ -254,7 +255,7 @@ def grouped(
     """
     requested_backend(backend)  # also where there is nothing to do, a wrong name is an error
     if whole is not None:
-        whole.run = resolve(op, backend, whole.device.type, whole.dtype)
+        whole.op, whole.backend = op, backend
         yield whole
         return
     present = [a for a in args if a.tensors is not None]
@@ -266,8 +267,9 @@ def grouped(
     keys: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, t in enumerate(lead):
         keys.setdefault((t.device, t.dtype), []).append(i)
-    runs = [resolve(op, backend, device.type, dtype) for device, dtype in keys]
-    for ((device, dtype), indices), run in zip(keys.items(), runs, strict=True):
+    for device, dtype in keys:
+        resolve(op, backend, device.type, dtype)
+    for (device, dtype), indices in keys.items():
         lists: dict[str, list[Tensor]] = {a.name: [] for a in args}
         copies: list[tuple[Tensor, Tensor]] = []
         for i in indices:
@@ -283,7 +285,7 @@ def grouped(
                     if a.mutated:
                         copies.append((row[k], t))
                 lists[a.name].append(t)
-        yield Group(indices, device, dtype, lists, run)
+        yield Group(indices, device, dtype, lists, op, backend)
         for original, copy in copies:
             original.copy_(copy)
 

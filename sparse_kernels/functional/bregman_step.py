@@ -132,7 +132,6 @@ def linbreg_step_(
     return _scatter_live(parts, len(params))
 
 
-@functools.lru_cache(maxsize=16)
 def _bias_corrections(
     beta1: float, beta2: float, rows: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -142,6 +141,9 @@ def _bias_corrections(
     bias2 = torch.tensor([math.sqrt(1.0 - beta2**k) for k in n], dtype=torch.float64)
     bias1[0] = bias2[0] = 1.0  # row 0 is never read: a count is at least 1 when used
     return bias1.to(device), bias2.to(device)
+
+
+_cached_bias_corrections = functools.lru_cache(maxsize=16)(_bias_corrections)
 
 
 def _table_rows(step: int, betas: tuple[float, float]) -> int:
@@ -231,7 +233,10 @@ def adabreg_step_(
         step_sizes = bias2_sqrts = None
         if counts is not None:
             scale = 1.0 if duals is not None else delta
-            bias1, bias2 = _bias_corrections(*betas, _table_rows(step, betas), g.device)
+            # a graph under construction must not leave its fake tensors in the cache
+            compiling = torch.compiler.is_compiling()
+            tables = _bias_corrections if compiling else _cached_bias_corrections
+            bias1, bias2 = tables(*betas, _table_rows(step, betas), g.device)
             step_sizes = (lr * scale / bias1).to(opmath_dtype(g.dtype))
             bias2_sqrts = bias2.to(opmath_dtype(g.dtype))
         lists = g.lists

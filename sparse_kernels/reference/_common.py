@@ -55,4 +55,5 @@ def sequential_sum(partials: list[Tensor], device: torch.device) -> Tensor:
     filled = [p for p in partials if p.numel()]
     if not filled:
         return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.cat(filled).cumsum(0)[-1]  # cumsum, unlike sum, adds in index order
+    # cumsum, unlike sum, adds in index order; a clone, or the result would be a view of all of them
+    return torch.cat(filled).cumsum(0)[-1].clone()

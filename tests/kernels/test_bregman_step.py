@@ -117,8 +117,8 @@ def assert_close_to_an_ulp_of_the_root(before, ours, theirs):
     """Compare what depends on the root and take it out of the lists.
 
     torch's float64 square root on the CPU (MKL) is off by an ulp now and then, and no wider type
-    is there to round from. An ulp of the root and one rounding in each of the four operations after it
-    are 5 ulp of the step; |step| <= |dual before| + |dual after|. The readout scales by delta <= 2.
+    is there to round from. An ulp of the root and one rounding in each of the four operations after
+    it are 5 ulp of the step; |step| <= |dual before| + |dual after|. delta is at most 2.
     """
     eps = torch.finfo(torch.float64).eps
     duals = [d.pop("duals") for d in (before, ours, theirs)]
