@@ -10,12 +10,17 @@
 #define SK_HD inline __attribute__((always_inline))
 #endif
 
+// For a lambda's body, between its parameters and its braces: inlined like an SK_HD function.
+#define SK_INLINED __attribute__((always_inline))
+
 // Loop unrolling on the device, where registers are budgeted; the host compiler is left alone.
 #if defined(__CUDACC__)
 #define SK_PRAGMA(text) _Pragma(#text)
 #define SK_UNROLL(count) SK_PRAGMA(unroll(count))
+#define SK_UNROLLED SK_PRAGMA(unroll)
 #else
 #define SK_UNROLL(count)
+#define SK_UNROLLED
 #endif
 
 #define SK_RESTRICT __restrict__

@@ -62,6 +62,14 @@ SK_HD double sqrt(double x) {
 #endif
 }
 
+SK_HD int32_t popcount(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return __popc(x);
+#else
+  return __builtin_popcount(x);
+#endif
+}
+
 template <class T>
 SK_HD T abs(T x) {
   return x < T(0) ? -x : (x == T(0) ? T(0) : x);  // NaN stays, -0.0 becomes +0.0

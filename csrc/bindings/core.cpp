@@ -1,0 +1,172 @@
+// sparse_kernels._core: the libtorch-free core and the host harness for pytest. Never shipped.
+// Memory comes as addresses (Tensor.data_ptr()), so that neither torch nor numpy is needed here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../core/normal.h"
+#include "../core/philox.h"
+#include "harness_ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace sk;
+using namespace sk::harness;
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::array<uint32_t, 4> philox_words(uint64_t block, uint32_t uid, uint32_t direction, uint64_t key,
+                                     int rounds) {
+  const RoundKeys keys = round_keys(key);
+  const Words w = rounds == 7 ? philox<7>(block, uid, direction, keys)
+                              : philox<10>(block, uid, direction, keys);
+  return {w.x[0], w.x[1], w.x[2], w.x[3]};
+}
+
+void normals(Address a, Address b, int64_t n, Address even, Address odd) {
+  for (int64_t i = 0; i < n; ++i) {
+    const NormalPair pair = box_muller(at<uint32_t>(a)[i], at<uint32_t>(b)[i]);
+    at<float>(even)[i] = pair.even;
+    at<float>(odd)[i] = pair.odd;
+  }
+}
+
+template <class T>
+void widen(Address in, int64_t n, Address out) {
+  for (int64_t i = 0; i < n; ++i) at<float>(out)[i] = load(at<T>(in)[i]);
+}
+template <class T>
+void narrow(Address in, int64_t n, Address out) {
+  for (int64_t i = 0; i < n; ++i) at<T>(out)[i] = store<T>(at<float>(in)[i]);
+}
+
+Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, Address backup,
+                uint32_t uid, Address input, int64_t input_numel) {
+  Segment s;
+  s.numel = numel;
+  if (data.size() > phases::kMaxStreams) throw std::invalid_argument("too many streams");
+  for (size_t i = 0; i < data.size(); ++i) s.data[i] = at<void>(data[i]);
+  s.mask = at<uint32_t>(mask);
+  s.backup = at<void>(backup);
+  s.uid = uid;
+  s.input = at<void>(input);
+  s.input_numel = input_numel;
+  return s;
+}
+
+Directions<float> directions(Address key, Address coef, Address words, int64_t first, int q,
+                             int rounds, bool signs) {
+  return {at<int64_t>(key), at<float>(coef), at<int64_t>(words), first, q, rounds, signs};
+}
+
+void bind_core(py::module_& m) {
+  m.attr("chunk_size") = kChunkSize;
+  m.attr("parameter_bytes") = phases::kParameterBytes;
+  m.def("philox", philox_words, py::arg("block"), py::arg("uid"), py::arg("direction"),
+        py::arg("key"), py::arg("rounds"));
+  m.def("box_muller", normals, "n pairs: uint32 a, b to float even, odd");
+  m.def("f16_to_float", widen<f16>);
+  m.def("bf16_to_float", widen<bf16>);
+  m.def("float_to_f16", narrow<f16>);
+  m.def("float_to_bf16", narrow<bf16>);
+  m.def("shrink", [](float dual, float lam) { return shrink(dual, lam); });
+  m.def("first_chunks", [](const std::vector<int64_t>& n) { return ChunkPlan(n).first_chunk; });
+  m.def("find_tensor", [](const std::vector<int64_t>& first_chunk, int64_t chunk) {
+    return find_tensor(first_chunk.data(), int(first_chunk.size()) - 1, chunk);
+  });
+  m.def("direction_pair", [](int64_t number) {
+    const phases::DirectionPair pair = phases::direction_pair(number);
+    return std::pair(pair.j, pair.k);
+  });
+}
+
+void bind_types(py::module_& m) {
+  py::class_<Segment>(m, "Segment")
+      .def(py::init(&segment), py::arg("numel"), py::arg("data"), py::kw_only(),
+           py::arg("mask") = 0, py::arg("backup") = 0, py::arg("uid") = 0, py::arg("input") = 0,
+           py::arg("input_numel") = 0);
+  py::class_<Run>(m, "Run").def(
+      py::init([](std::vector<Segment> segments, bool backed, std::vector<int64_t> chunks) {
+        return Run{std::move(segments), backed, std::move(chunks)};
+      }),
+      py::arg("segments"), py::kw_only(), py::arg("backed") = true,
+      py::arg("chunks") = std::vector<int64_t>{});
+  py::class_<Directions<float>>(m, "Directions")
+      .def(py::init(&directions), py::kw_only(), py::arg("key"), py::arg("coef"),
+           py::arg("directions") = 0, py::arg("first_direction") = 0, py::arg("q"),
+           py::arg("rounds") = 10, py::arg("signs") = false);
+  py::class_<Range>(m, "Range")
+      .def_readonly("begin", &Range::begin)
+      .def_readonly("end", &Range::end)
+      .def_readonly("loaded", &Range::loaded)
+      .def_readonly("stored", &Range::stored);
+  py::class_<Report>(m, "Report")
+      .def_readonly("launches", &Report::launches)
+      .def_readonly("blocks", &Report::blocks)
+      .def_readonly("ranges", &Report::ranges);
+  py::class_<Sum>(m, "Sum")
+      .def_readonly("total", &Sum::total)
+      .def_readonly("root", &Sum::root)
+      .def_readonly("report", &Sum::report);
+}
+
+void bind_harness(py::module_& m) {
+  m.def("masked_perturb", [](const Run& run, const std::string& dtype, bool adaptive, Address norm,
+                             float rho, float eta, float eps) {
+    return masked_perturb(run, dtype, adaptive, at<float>(norm), rho, eta, eps);
+  });
+  m.def("restore", restore);
+  m.def("norm", norm);
+  m.def("mask_pack", mask_pack);
+  m.def("mask_unpack", mask_unpack);
+  m.def("linbreg_step", [](const Run& run, const std::string& dtype, bool dual, bool momentum,
+                           const std::array<float, 7>& x, bool nesterov, Address live) {
+    const LinBregScalars scalars{x[0], x[1], x[2], x[3], x[4], x[5], x[6], nesterov};
+    return linbreg(run, dtype, dual, momentum, scalars, at<int64_t>(live));
+  });
+  m.def("adabreg_step", [](const Run& run, const std::string& dtype, bool dual, bool counts,
+                           const std::array<float, 10>& x, Address step_sizes, Address bias2_sqrts,
+                           int32_t last_row, Address live) {
+    const AdaBregScalars scalars{x[0],
+                                 x[1],
+                                 x[2],
+                                 x[3],
+                                 x[4],
+                                 x[5],
+                                 x[6],
+                                 x[7],
+                                 x[8],
+                                 x[9],
+                                 at<float>(step_sizes),
+                                 at<float>(bias2_sqrts),
+                                 last_row};
+    return adabreg(run, dtype, dual, counts, scalars, at<int64_t>(live));
+  });
+  m.def("zo_combine", [](const Run& run, const std::string& dtype, const Directions<float>& stream,
+                         Address alpha, Address gamma, bool sumsq) {
+    return zo_combine(run, dtype, stream, at<float>(alpha), at<float>(gamma), sumsq);
+  });
+  m.def("zo_norm2", zo_norm2);
+  m.def("zo_gram", [](const Run& run, const Directions<float>& stream, Address out) {
+    return zo_gram(run, stream, at<double>(out));
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Scalar math of csrc/core, and the CUDA kernels' programs on host memory.";
+  bind_core(m);
+  bind_types(m);
+  bind_harness(m);
+}

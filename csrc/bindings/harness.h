@@ -1,0 +1,175 @@
+// Runs the CUDA kernels' block programs on host memory: every launch, block, phase and thread.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "../phases/for_each.h"
+#include "../phases/gram.h"
+#include "host_block.h"
+
+namespace sk::harness {
+
+using phases::Outputs;
+using phases::Segment;
+using phases::TableOf;
+using phases::Total;
+
+struct Run {
+  std::vector<Segment> segments;
+  bool backed = true;           // false: the segments' addresses have no memory behind them
+  std::vector<int64_t> chunks;  // which chunks to run; empty: all
+};
+
+struct Report {
+  int64_t launches = 0;
+  int64_t blocks = 0;
+  std::vector<Range> ranges;
+};
+
+template <class... S>
+void register_streams(Ledger& ledger, [[maybe_unused]] const Segment& s,
+                      [[maybe_unused]] bool backed, StreamList<S...>) {
+  [[maybe_unused]] int i = 0;
+  (ledger.add(s.data[i++], s.numel * int64_t(sizeof(typename S::Storage)), backed), ...);
+}
+
+template <class Op, bool kMasked>
+void register_segment(Ledger& ledger, const Segment& s, bool backed) {
+  using Traits = phases::Traits<Op>;
+  register_streams(ledger, s, backed, typename Op::Lists{});
+  if constexpr (kMasked) ledger.add(s.mask, words_of(s.numel) * 4, backed);
+  if constexpr (Traits::kBackup) {
+    using Storage = typename Op::Lists::template At<0>::Storage;
+    if (s.backup) ledger.add(s.backup, s.numel * int64_t(sizeof(Storage)), backed);
+  }
+  if constexpr (std::is_same_v<Op, MaskPack>) ledger.add(s.input, s.input_numel, backed);
+  if constexpr (std::is_same_v<Op, MaskUnpack>) ledger.add(s.input, s.input_numel * 4, backed);
+}
+
+// Calls block(table, number) for the blocks of every launch that `run` asks for.
+template <class Op, bool kMasked, class F>
+Report each_block(const Run& run, const ChunkPlan& plan, Ledger& ledger, const F& block) {
+  Report report;
+  const std::set<int64_t> wanted(run.chunks.begin(), run.chunks.end());
+  phases::for_each_table<Op, kMasked>(run.segments, plan, [&](const TableOf<Op, kMasked>& table) {
+    ++report.launches;
+    const auto one = [&](int64_t chunk) {
+      ++report.blocks;
+      block(table, int32_t(chunk - table.chunk));
+      ledger.next_phase();
+    };
+    if (wanted.empty()) {
+      for (int32_t b = 0; b < table.blocks(); ++b) one(table.chunk + b);
+    } else {
+      auto at = wanted.lower_bound(table.chunk);
+      for (; at != wanted.end() && *at < table.chunk + table.blocks(); ++at) one(*at);
+    }
+  });
+  report.ranges = ledger.ranges();
+  return report;
+}
+
+template <class Op, bool kMasked>
+Report for_each_masked(const Op& op, const Run& run, double* partials, int64_t* live) {
+  const ChunkPlan plan(phases::numels_of(run.segments));
+  Ledger ledger;
+  const auto shared = std::make_unique<phases::Shared<Op>>();
+  for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.backed);
+  ledger.add(shared.get(), sizeof(*shared), true);
+  if (partials) ledger.add(partials, plan.chunks() * 8, true);
+  if (live) ledger.add(live, int64_t(run.segments.size()) * 8, true);
+  ledger.seal();
+  std::vector<phases::Thread<Op>> states(phases::kThreads);
+  return each_block<Op, kMasked>(
+      run, plan, ledger, [&](const TableOf<Op, kMasked>& table, int32_t number) {
+        HostBlock<phases::Shared<Op>, phases::Thread<Op>> block{*shared, states, {&ledger}};
+        phases::for_each_block<kMasked>(block, op, table, Outputs{partials, live}, number);
+      });
+}
+
+template <class Op>
+Report for_each(const Op& op, const Run& run, double* partials = nullptr, int64_t* live = nullptr) {
+  if constexpr (!phases::Traits<Op>::kInput) {
+    if (phases::any_masked(run.segments)) return for_each_masked<Op, true>(op, run, partials, live);
+  }
+  return for_each_masked<Op, false>(op, run, partials, live);
+}
+
+template <class F>
+void finish(const double* partials, int64_t count, const F& program) {
+  Ledger ledger;
+  phases::FinishShared shared;
+  std::vector<phases::FinishThread> states(phases::kThreads);
+  ledger.add(&shared, sizeof(shared), true);
+  ledger.add(partials, count * 8, true);
+  HostBlock<phases::FinishShared, phases::FinishThread> block{shared, states, {&ledger}};
+  program(ledger, block);
+}
+
+// The kernels of a sum: the total as a double, and its root as a float.
+struct Sum {
+  double total = 0;
+  float root = 0;
+  Report report;
+};
+
+template <class Op>
+Sum for_each_sum(const Op& op, const Run& run) {
+  const ChunkPlan plan(phases::numels_of(run.segments));
+  std::vector<double> partials(size_t(plan.chunks()), std::nan(""));
+  Sum sum;
+  sum.report = for_each(op, run, partials.data());
+  finish(partials.data(), plan.chunks(), [&](Ledger& ledger, auto& block) {
+    ledger.add(&sum.total, sizeof(sum.total), true);
+    ledger.add(&sum.root, sizeof(sum.root), true);
+    ledger.seal();
+    phases::finish_block(block, partials.data(), plan.chunks(),
+                         Total{&sum.total, nullptr, &sum.root});
+  });
+  return sum;
+}
+
+template <bool kMasked, bool kSigns>
+Report gram_masked(const phases::Gram<kSigns>& op, const Run& run, double* gram) {
+  using Op = phases::Gram<kSigns>;
+  const ChunkPlan plan(phases::numels_of(run.segments));
+  const int64_t pairs = int64_t(op.stream.q) * (op.stream.q + 1) / 2;
+  std::vector<double> sums(size_t(pairs * plan.chunks()), std::nan(""));
+  Ledger ledger;
+  const auto shared = std::make_unique<phases::GramShared<kSigns>>();
+  for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.backed);
+  ledger.add(shared.get(), sizeof(*shared), true);
+  ledger.add(sums.data(), int64_t(sums.size()) * 8, true);
+  ledger.seal();
+  std::vector<phases::GramThread> states(phases::kThreads);
+  const Report report = each_block<Op, kMasked>(
+      run, plan, ledger, [&](const TableOf<Op, kMasked>& table, int32_t number) {
+        for (int64_t pair = 0; pair < pairs; ++pair) {
+          HostBlock<phases::GramShared<kSigns>, phases::GramThread> block{
+              *shared, states, {&ledger}};
+          phases::gram_block<kMasked>(block, op, table, sums.data(), plan.chunks(), pair, number);
+          ledger.next_phase();
+        }
+      });
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    finish(sums.data() + pair * plan.chunks(), plan.chunks(), [&](Ledger& totals, auto& block) {
+      totals.add(gram, int64_t(op.stream.q) * op.stream.q * 8, true);
+      totals.seal();
+      phases::finish_gram(block, sums.data(), plan.chunks(), op.stream.q, gram, pair);
+    });
+  }
+  return report;
+}
+
+template <bool kSigns>
+Report gram(const Directions<float>& stream, const Run& run, double* out) {
+  const phases::Gram<kSigns> op{stream};
+  return phases::any_masked(run.segments) ? gram_masked<true>(op, run, out)
+                                          : gram_masked<false>(op, run, out);
+}
+
+}  // namespace sk::harness

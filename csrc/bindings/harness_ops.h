@@ -1,0 +1,130 @@
+// Every op of the harness behind plain arguments: a dtype, flags and scalars.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "harness.h"
+
+namespace sk::harness {
+
+// f.operator()<T>() for the dtype's storage type
+template <class F>
+auto dispatch_dtype(const std::string& dtype, const F& f) {
+  if (dtype == "float32") return f.template operator()<float>();
+  if (dtype == "bfloat16") return f.template operator()<bf16>();
+  if (dtype == "float16") return f.template operator()<f16>();
+  throw std::invalid_argument("dtype must be float32, bfloat16 or float16, got " + dtype);
+}
+template <class F>
+auto dispatch_bool(bool value, const F& f) {
+  return value ? f.template operator()<true>() : f.template operator()<false>();
+}
+
+inline Report masked_perturb(const Run& run, const std::string& dtype, bool adaptive,
+                             const float* norm, float rho, float eta, float eps) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    return dispatch_bool(adaptive, [&]<bool kAdaptive>() {
+      return for_each(MaskedPerturb<T, kAdaptive>{norm, rho, eta, eps}, run);
+    });
+  });
+}
+
+inline Report restore(const Run& run, int bytes) {
+  if (bytes == 2) return for_each(Restore<uint16_t>{}, run);
+  if (bytes == 4) return for_each(Restore<uint32_t>{}, run);
+  if (bytes == 8) return for_each(Restore<uint64_t>{}, run);
+  throw std::invalid_argument("bytes must be 2, 4 or 8");
+}
+
+inline Sum norm(const Run& run, const std::string& dtype, bool weighted, float eta) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    return weighted ? for_each_sum(WeightedSquaredNorm<T>{eta}, run)
+                    : for_each_sum(SquaredNorm<T>{}, run);
+  });
+}
+
+inline Report mask_pack(const Run& run) { return for_each(MaskPack{}, run); }
+inline Report mask_unpack(const Run& run) { return for_each(MaskUnpack{}, run); }
+
+struct LinBregScalars {
+  float lam, delta, decay, sign, beta, gain, step;
+  bool nesterov;
+};
+
+inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool momentum,
+                      const LinBregScalars& x, int64_t* live) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    return dispatch_bool(dual, [&]<bool kDual>() {
+      return dispatch_bool(momentum, [&]<bool kMomentum>() {
+        LinBregStep<T, kDual, kMomentum> op;
+        op.functor.readout = {x.lam, x.delta, x.decay};
+        op.functor.sign = x.sign;
+        op.functor.beta = x.beta;
+        op.functor.gain = x.gain;
+        op.functor.step = x.step;
+        op.functor.nesterov = x.nesterov;
+        return for_each(op, run, nullptr, live);
+      });
+    });
+  });
+}
+
+struct AdaBregScalars {
+  float lam, delta, decay, sign, one_minus_beta1, beta2, one_minus_beta2, eps, step, bias2_sqrt;
+  const float *step_sizes, *bias2_sqrts;  // [last_row + 1], where there are counts
+  int32_t last_row;
+};
+
+inline Report adabreg(const Run& run, const std::string& dtype, bool dual, bool counts,
+                      const AdaBregScalars& x, int64_t* live) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    return dispatch_bool(dual, [&]<bool kDual>() {
+      return dispatch_bool(counts, [&]<bool kCounts>() {
+        AdaBregStep<T, kDual, kCounts> op;
+        op.functor.readout = {x.lam, x.delta, x.decay};
+        op.functor.sign = x.sign;
+        op.functor.one_minus_beta1 = x.one_minus_beta1;
+        op.functor.beta2 = x.beta2;
+        op.functor.one_minus_beta2 = x.one_minus_beta2;
+        op.functor.eps = x.eps;
+        op.functor.step = x.step;
+        op.functor.bias2_sqrt = x.bias2_sqrt;
+        op.functor.step_sizes = x.step_sizes;
+        op.functor.bias2_sqrts = x.bias2_sqrts;
+        op.functor.last_row = x.last_row;
+        return for_each(op, run, nullptr, live);
+      });
+    });
+  });
+}
+
+// total is the sum of squares, 0 where it is not wanted
+inline Sum zo_combine(const Run& run, const std::string& dtype, const Directions<float>& stream,
+                      const float* alpha, const float* gamma, bool sumsq) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    return dispatch_bool(stream.signs, [&]<bool kSigns>() {
+      if (sumsq) {
+        return for_each_sum(phases::Drawn<ZoCombine<T, true, true>, kSigns>{{stream, alpha, gamma}},
+                            run);
+      }
+      Sum none;
+      none.report =
+          for_each(phases::Drawn<ZoCombine<T, true, false>, kSigns>{{stream, alpha, gamma}}, run);
+      return none;
+    });
+  });
+}
+
+inline Sum zo_norm2(const Run& run, const Directions<float>& stream) {
+  return dispatch_bool(stream.signs, [&]<bool kSigns>() {
+    return for_each_sum(phases::Drawn<ZoNorm2<float>, kSigns>{{stream}}, run);
+  });
+}
+
+inline Report zo_gram(const Run& run, const Directions<float>& stream, double* out) {
+  return dispatch_bool(stream.signs, [&]<bool kSigns>() { return gram<kSigns>(stream, run, out); });
+}
+
+}  // namespace sk::harness

@@ -1,0 +1,78 @@
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "../functors/bregman_step.h"
+#include "../torch/bregman_scalars.h"
+#include "../torch/dispatch.h"
+#include "for_each.cuh"
+
+namespace sk::cuda {
+
+Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
+                         TensorList momentum_buffers, TensorList active, double lr, double lam,
+                         double delta, double momentum, std::string momentum_form, bool nesterov,
+                         double weight_decay, bool maximize) {
+  constexpr const char* kOp = "linbreg_step_";
+  if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
+  const ScalarType dtype = params[0].scalar_type();
+  check_list(kOp, "params", params, params, dtype);
+  check_list(kOp, "grads", grads, params, dtype);
+  check_list(kOp, "duals", duals, params, math_type(dtype));
+  check_list(kOp, "momentum_buffers", momentum_buffers, params, math_type(dtype));
+  check_masks(kOp, active, params);
+  STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
+  const auto segments = make_segments({&params, &grads, &duals, &momentum_buffers}, active, {});
+  return dispatch_float<false>(kOp, dtype, [&]<class T>() {
+    return dispatch_bool(!duals.empty(), [&]<bool kDual>() {
+      return dispatch_bool(!momentum_buffers.empty(), [&]<bool kMomentum>() {
+        LinBregStep<T, kDual, kMomentum> op;
+        op.functor = linbreg_functor<T, kDual, kMomentum>(lr, lam, delta, momentum, momentum_form,
+                                                          nesterov, weight_decay, maximize);
+        return for_each_live(op, segments, params[0]);
+      });
+    });
+  });
+}
+
+Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, TensorList exp_avgs,
+                         TensorList exp_avg_sqs, TensorList counts, TensorList active, double lr,
+                         double lam, double delta, double beta1, double beta2, double eps,
+                         double weight_decay, bool maximize, int64_t step,
+                         std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts) {
+  constexpr const char* kOp = "adabreg_step_";
+  if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
+  const ScalarType dtype = params[0].scalar_type();
+  check_list(kOp, "params", params, params, dtype);
+  check_list(kOp, "grads", grads, params, dtype);
+  check_list(kOp, "duals", duals, params, math_type(dtype));
+  check_list(kOp, "exp_avgs", exp_avgs, params, math_type(dtype));
+  check_list(kOp, "exp_avg_sqs", exp_avg_sqs, params, math_type(dtype));
+  check_list(kOp, "counts", counts, params, ScalarType::Int);
+  check_masks(kOp, active, params);
+  STD_TORCH_CHECK(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty(), kOp,
+                  ": grads, exp_avgs or exp_avg_sqs is empty");
+  const int64_t rows = check_tables(kOp, counts, step_sizes, bias2_sqrts, params);
+  const auto segments =
+      make_segments({&params, &grads, &duals, &exp_avgs, &exp_avg_sqs, &counts}, active, {});
+  return dispatch_float<false>(kOp, dtype, [&]<class T>() {
+    return dispatch_bool(!duals.empty(), [&]<bool kDual>() {
+      return dispatch_bool(!counts.empty(), [&]<bool kCounts>() {
+        AdaBregStep<T, kDual, kCounts> op;
+        op.functor = adabreg_functor<T, kDual, kCounts>(lr, lam, delta, beta1, beta2, eps,
+                                                        weight_decay, maximize, step);
+        op.functor.step_sizes = data_or_null<float>(step_sizes);
+        op.functor.bias2_sqrts = data_or_null<float>(bias2_sqrts);
+        op.functor.last_row = int32_t(rows - 1);
+        return for_each_live(op, segments, params[0]);
+      });
+    });
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+  m.impl("linbreg_step_", TORCH_BOX(&linbreg_step_cuda));
+  m.impl("adabreg_step_", TORCH_BOX(&adabreg_step_cuda));
+}
+
+}  // namespace sk::cuda

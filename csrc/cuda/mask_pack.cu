@@ -1,0 +1,41 @@
+#include <torch/csrc/stable/library.h>
+
+#include "../functors/mask_pack.h"
+#include "for_each.cuh"
+
+namespace sk::cuda {
+
+void check_words(const char* op, const TensorList& masks, const TensorList& words) {
+  check_list(op, "masks", masks, masks, ScalarType::Bool);
+  STD_TORCH_CHECK(words.size() == masks.size(), op, ": words and masks differ in length");
+  check_masks(op, words, masks);
+}
+
+// The output is the stream; the input goes beside it, since its elements are of another number.
+std::vector<Segment> segments_with_input(const TensorList& outputs, const TensorList& inputs) {
+  auto segments = make_segments({&outputs}, {}, {});
+  for (size_t i = 0; i < segments.size(); ++i) {
+    segments[i].input = inputs[i].data_ptr();
+    segments[i].input_numel = inputs[i].numel();
+  }
+  return segments;
+}
+
+void mask_pack_cuda(TensorList masks, TensorList words) {
+  if (masks.empty()) return;
+  check_words("mask_pack_", masks, words);
+  for_each(MaskPack{}, segments_with_input(words, masks), masks[0]);
+}
+
+void mask_unpack_cuda(TensorList words, TensorList masks) {
+  if (masks.empty()) return;
+  check_words("mask_unpack_", masks, words);
+  for_each(MaskUnpack{}, segments_with_input(masks, words), masks[0]);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CUDA, m) {
+  m.impl("mask_pack_", TORCH_BOX(&mask_pack_cuda));
+  m.impl("mask_unpack_", TORCH_BOX(&mask_unpack_cuda));
+}
+
+}  // namespace sk::cuda

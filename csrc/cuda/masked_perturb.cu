@@ -1,0 +1,35 @@
+#include <torch/csrc/stable/library.h>
+
+#include "../functors/masked_perturb.h"
+#include "../torch/dispatch.h"
+#include "for_each.cuh"
+
+namespace sk::cuda {
+
+void masked_perturb_cuda(TensorList params, TensorList grads, Tensor norm, double rho,
+                         TensorList masks, TensorList backup, bool adaptive, double eta,
+                         double eps) {
+  constexpr const char* kOp = "masked_perturb_";
+  if (params.empty()) return;
+  const ScalarType dtype = params[0].scalar_type();
+  check_list(kOp, "params", params, params, dtype);
+  check_list(kOp, "grads", grads, params, dtype);
+  check_list(kOp, "backup", backup, params, dtype);
+  check_masks(kOp, masks, params);
+  check_scalars(kOp, "norm", norm, 1, math_type(dtype), params);
+  STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
+  const auto segments = make_segments({&params, &grads}, masks, backup);
+  dispatch_float<false>(kOp, dtype, [&]<class T>() {
+    dispatch_bool(adaptive, [&]<bool kAdaptive>() {
+      const float* value = static_cast<const float*>(norm.data_ptr());
+      for_each(MaskedPerturb<T, kAdaptive>{value, float(rho), float(eta), float(eps)}, segments,
+               params[0]);
+    });
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CUDA, m) {
+  m.impl("masked_perturb_", TORCH_BOX(&masked_perturb_cuda));
+}
+
+}  // namespace sk::cuda

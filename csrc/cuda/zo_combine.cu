@@ -1,0 +1,92 @@
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "../functors/zo_combine.h"
+#include "../torch/dispatch.h"
+#include "../torch/zo_stream.h"
+#include "for_each.cuh"
+#include "gram.cuh"
+
+namespace sk::cuda {
+
+using phases::Drawn;
+
+void zo_combine_cuda(TensorList tensors, TensorList src, Tensor coef, Tensor key,
+                     std::optional<Tensor> directions, int64_t first_direction,
+                     std::vector<int64_t> uids, std::string distribution, int64_t rounds,
+                     TensorList masks, TensorList backup, std::optional<Tensor> alpha,
+                     std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
+  constexpr const char* kOp = "zo_combine_";
+  if (tensors.empty()) return;
+  const ScalarType dtype = tensors[0].scalar_type();
+  check_list(kOp, "tensors", tensors, tensors, dtype);
+  check_list(kOp, "src", src, tensors, dtype);
+  check_list(kOp, "backup", backup, tensors, dtype);
+  check_masks(kOp, masks, tensors);
+  check_factors(kOp, alpha, gamma, sumsq, tensors);
+  // one kernel for both forms: without a source the tensors are read as one
+  const TensorList& source = src.empty() ? tensors : src;
+  const auto segments = make_segments({&tensors, &source}, masks, backup, &uids);
+  dispatch_float<false>(kOp, dtype, [&]<class T>() {
+    const auto stream =
+        make_directions<float>(kOp, &coef, coef.numel(), key, directions, first_direction, uids,
+                               distribution, rounds, tensors);
+    dispatch_bool(stream.signs, [&]<bool kSigns>() {
+      const auto* a = data_or_null<float>(alpha);
+      const auto* g = data_or_null<float>(gamma);
+      if (sumsq) {
+        const Total total{static_cast<double*>(sumsq->data_ptr()), nullptr, nullptr};
+        const Drawn<ZoCombine<T, true, true>, kSigns> op{{stream, a, g}};
+        for_each_sum(op, segments, tensors[0], total);
+      } else {
+        const Drawn<ZoCombine<T, true, false>, kSigns> op{{stream, a, g}};
+        for_each(op, segments, tensors[0]);
+      }
+    });
+  });
+}
+
+Tensor zo_norm2_cuda(TensorList tensors, Tensor coef, Tensor key, std::optional<Tensor> directions,
+                     int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
+                     int64_t rounds, TensorList masks) {
+  constexpr const char* kOp = "zo_norm2";
+  if (tensors.empty()) return torch::stable::new_zeros(coef, {}, ScalarType::Double);
+  const ScalarType dtype = tensors[0].scalar_type();
+  check_list(kOp, "tensors", tensors, tensors, dtype);
+  check_masks(kOp, masks, tensors);
+  STD_TORCH_CHECK(dtype != ScalarType::Double, kOp, ": unsupported dtype");
+  const auto segments = make_segments({&tensors}, masks, {}, &uids);
+  const auto stream = make_directions<float>(kOp, &coef, coef.numel(), key, directions,
+                                             first_direction, uids, distribution, rounds, tensors);
+  Tensor out = torch::stable::new_empty(tensors[0], {}, ScalarType::Double);
+  const Total total{static_cast<double*>(out.data_ptr()), nullptr, nullptr};
+  dispatch_bool(stream.signs, [&]<bool kSigns>() {
+    for_each_sum(Drawn<ZoNorm2<float>, kSigns>{{stream}}, segments, tensors[0], total);
+  });
+  return out;
+}
+
+Tensor zo_gram_cuda(TensorList tensors, int64_t q, Tensor key, std::optional<Tensor> directions,
+                    int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
+                    int64_t rounds, TensorList masks) {
+  constexpr const char* kOp = "zo_gram";
+  if (tensors.empty()) return torch::stable::new_zeros(key, {q, q}, ScalarType::Double);
+  check_list(kOp, "tensors", tensors, tensors, tensors[0].scalar_type());
+  check_masks(kOp, masks, tensors);
+  const auto stream = make_directions<float>(kOp, nullptr, q, key, directions, first_direction,
+                                             uids, distribution, rounds, tensors);
+  const torch::stable::accelerator::DeviceGuard guard(tensors[0].get_device());
+  Tensor out = torch::stable::new_empty(tensors[0], {q, q}, ScalarType::Double);
+  gram_matrix(stream, make_segments({&tensors}, masks, {}, &uids), tensors[0],
+              static_cast<double*>(out.data_ptr()));
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CUDA, m) {
+  m.impl("zo_combine_", TORCH_BOX(&zo_combine_cuda));
+  m.impl("zo_norm2", TORCH_BOX(&zo_norm2_cuda));
+  m.impl("zo_gram", TORCH_BOX(&zo_gram_cuda));
+}
+
+}  // namespace sk::cuda

@@ -1,0 +1,53 @@
+// What the block programs need to know of an op beyond functors/streams.h.
+#pragma once
+
+#include "../functors/bregman_step.h"
+#include "../functors/mask_pack.h"
+#include "../functors/masked_perturb.h"
+#include "../functors/norm.h"
+#include "../functors/restore.h"
+#include "../functors/zo_combine.h"
+
+namespace sk::phases {
+
+// zo_combine or zo_norm2 with s as its computed input
+template <class Base, bool kSignsOp>
+struct Drawn : Base {
+  static constexpr bool kSigns = kSignsOp;
+};
+
+struct DefaultTraits {
+  static constexpr bool kBackup = false;  // has a list of backups
+  static constexpr bool kRandom = false;  // computed input: a sum of random directions
+  static constexpr bool kSigns = false;   // of signs, else normals
+  static constexpr bool kInput = false;   // computed input: from another list
+};
+
+template <class Op>
+struct Traits : DefaultTraits {};
+
+template <class T, bool kAdaptive>
+struct Traits<MaskedPerturb<T, kAdaptive>> : DefaultTraits {
+  static constexpr bool kBackup = true;
+};
+template <class T, bool kSource, bool kSumsq, bool kSignsOp>
+struct Traits<Drawn<ZoCombine<T, kSource, kSumsq>, kSignsOp>> : DefaultTraits {
+  static constexpr bool kBackup = true;
+  static constexpr bool kRandom = true;
+  static constexpr bool kSigns = kSignsOp;
+};
+template <class T, bool kSignsOp>
+struct Traits<Drawn<ZoNorm2<T>, kSignsOp>> : DefaultTraits {
+  static constexpr bool kRandom = true;
+  static constexpr bool kSigns = kSignsOp;
+};
+template <>
+struct Traits<MaskPack> : DefaultTraits {
+  static constexpr bool kInput = true;
+};
+template <>
+struct Traits<MaskUnpack> : DefaultTraits {
+  static constexpr bool kInput = true;
+};
+
+}  // namespace sk::phases
