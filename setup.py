@@ -73,13 +73,14 @@ def want_cuda() -> bool:
     nvcc, built = cuda_version(), torch.version.cuda
     if mode == "auto" and (nvcc is None or built is None):
         return False
-    if nvcc is None:
-        sys.exit("sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs nvcc; set CUDA_HOME to a toolkit")
+    # first: with a CPU build of torch its helper does not look at CUDA_HOME
     if built is None:
         sys.exit(
             f"sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs a CUDA build of torch, "
             f"{torch.__version__} is a CPU build"
         )
+    if nvcc is None:
+        sys.exit("sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs nvcc; set CUDA_HOME to a toolkit")
     if nvcc.partition(".")[0] != built.partition(".")[0]:
         sys.exit(
             f"sparse-kernels: nvcc is CUDA {nvcc} and torch was built with CUDA {built}; "
