@@ -103,11 +103,12 @@ def cuda_extension():
     archs = "8.0;9.0;10.0+PTX" if float(cuda_version()) >= 12.8 else "8.0;9.0+PTX"
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", archs)
     flags = [*STABLE, "-DUSE_CUDA"]
-    nvcc = ["-std=c++20", "-O3", "--fmad=false", "-lineinfo" if DEBUG else "-Xptxas=-v", *flags]
+    nvcc = ["-std=c++20", "-O3", "--fmad=false", *(["-lineinfo"] if DEBUG else []), *flags]
+    info = [*INFO, f'-DSK_BUILD_ARCHS="{os.environ["TORCH_CUDA_ARCH_LIST"]}"']
     extension = cpp_extension.CUDAExtension(
         "sparse_kernels._C_cuda",
         sorted([*glob("csrc/cuda/*.cu"), *glob("csrc/cuda/*.cpp")]),
-        extra_compile_args={"cxx": [*CXX, *flags, *INFO], "nvcc": nvcc},
+        extra_compile_args={"cxx": [*CXX, *flags, *info], "nvcc": nvcc},
         py_limited_api=ABI3,
     )
     # a static runtime: the CUDA major of torch's wheels moves between releases
@@ -123,7 +124,7 @@ def core_extension():
         "sparse_kernels._core",
         ["csrc/bindings/core.cpp"],
         include_dirs=[pybind11.get_include()],
-        extra_compile_args=CXX,
+        extra_compile_args=[*CXX, "-O1"],  # checks, not speed: half the build time
     )
 
 

@@ -22,6 +22,8 @@ struct Run {
   std::vector<Segment> segments;
   bool backed = true;           // false: the segments' addresses have no memory behind them
   std::vector<int64_t> chunks;  // which chunks to run; empty: all
+
+  Kind kind() const { return backed ? Kind::kGlobal : Kind::kVirtual; }
 };
 
 struct Report {
@@ -31,23 +33,23 @@ struct Report {
 };
 
 template <class... S>
-void register_streams(Ledger& ledger, [[maybe_unused]] const Segment& s,
-                      [[maybe_unused]] bool backed, StreamList<S...>) {
+void register_streams(Ledger& ledger, [[maybe_unused]] const Segment& s, [[maybe_unused]] Kind kind,
+                      StreamList<S...>) {
   [[maybe_unused]] int i = 0;
-  (ledger.add(s.data[i++], s.numel * int64_t(sizeof(typename S::Storage)), backed), ...);
+  (ledger.add(s.data[i++], s.numel * int64_t(sizeof(typename S::Storage)), kind), ...);
 }
 
 template <class Op, bool kMasked>
-void register_segment(Ledger& ledger, const Segment& s, bool backed) {
+void register_segment(Ledger& ledger, const Segment& s, Kind kind) {
   using Traits = phases::Traits<Op>;
-  register_streams(ledger, s, backed, typename Op::Lists{});
-  if constexpr (kMasked) ledger.add(s.mask, words_of(s.numel) * 4, backed);
+  register_streams(ledger, s, kind, typename Op::Lists{});
+  if constexpr (kMasked) ledger.add(s.mask, words_of(s.numel) * 4, kind);
   if constexpr (Traits::kBackup) {
     using Storage = typename Op::Lists::template At<0>::Storage;
-    if (s.backup) ledger.add(s.backup, s.numel * int64_t(sizeof(Storage)), backed);
+    if (s.backup) ledger.add(s.backup, s.numel * int64_t(sizeof(Storage)), kind);
   }
-  if constexpr (std::is_same_v<Op, MaskPack>) ledger.add(s.input, s.input_numel, backed);
-  if constexpr (std::is_same_v<Op, MaskUnpack>) ledger.add(s.input, s.input_numel * 4, backed);
+  if constexpr (std::is_same_v<Op, MaskPack>) ledger.add(s.input, s.input_numel, kind);
+  if constexpr (std::is_same_v<Op, MaskUnpack>) ledger.add(s.input, s.input_numel * 4, kind);
 }
 
 // Calls block(table, number) for the blocks of every launch that `run` asks for.
@@ -59,8 +61,8 @@ Report each_block(const Run& run, const ChunkPlan& plan, Ledger& ledger, const F
     ++report.launches;
     const auto one = [&](int64_t chunk) {
       ++report.blocks;
+      ledger.next_block();
       block(table, int32_t(chunk - table.chunk));
-      ledger.next_phase();
     };
     if (wanted.empty()) {
       for (int32_t b = 0; b < table.blocks(); ++b) one(table.chunk + b);
@@ -78,10 +80,10 @@ Report for_each_masked(const Op& op, const Run& run, double* partials, int64_t* 
   const ChunkPlan plan(phases::numels_of(run.segments));
   Ledger ledger;
   const auto shared = std::make_unique<phases::Shared<Op>>();
-  for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.backed);
-  ledger.add(shared.get(), sizeof(*shared), true);
-  if (partials) ledger.add(partials, plan.chunks() * 8, true);
-  if (live) ledger.add(live, int64_t(run.segments.size()) * 8, true);
+  for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.kind());
+  ledger.add(shared.get(), sizeof(*shared), Kind::kShared);
+  if (partials) ledger.add(partials, plan.chunks() * 8);
+  if (live) ledger.add(live, int64_t(run.segments.size()) * 8);
   ledger.seal();
   std::vector<phases::Thread<Op>> states(phases::kThreads);
   return each_block<Op, kMasked>(
@@ -104,8 +106,8 @@ void finish(const double* partials, int64_t count, const F& program) {
   Ledger ledger;
   phases::FinishShared shared;
   std::vector<phases::FinishThread> states(phases::kThreads);
-  ledger.add(&shared, sizeof(shared), true);
-  ledger.add(partials, count * 8, true);
+  ledger.add(&shared, sizeof(shared), Kind::kShared);
+  ledger.add(partials, count * 8);
   HostBlock<phases::FinishShared, phases::FinishThread> block{shared, states, {&ledger}};
   program(ledger, block);
 }
@@ -124,8 +126,8 @@ Sum for_each_sum(const Op& op, const Run& run) {
   Sum sum;
   sum.report = for_each(op, run, partials.data());
   finish(partials.data(), plan.chunks(), [&](Ledger& ledger, auto& block) {
-    ledger.add(&sum.total, sizeof(sum.total), true);
-    ledger.add(&sum.root, sizeof(sum.root), true);
+    ledger.add(&sum.total, sizeof(sum.total));
+    ledger.add(&sum.root, sizeof(sum.root));
     ledger.seal();
     phases::finish_block(block, partials.data(), plan.chunks(),
                          Total{&sum.total, nullptr, &sum.root});
@@ -141,23 +143,23 @@ Report gram_masked(const phases::Gram<kSigns>& op, const Run& run, double* gram)
   std::vector<double> sums(size_t(pairs * plan.chunks()), std::nan(""));
   Ledger ledger;
   const auto shared = std::make_unique<phases::GramShared<kSigns>>();
-  for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.backed);
-  ledger.add(shared.get(), sizeof(*shared), true);
-  ledger.add(sums.data(), int64_t(sums.size()) * 8, true);
+  for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.kind());
+  ledger.add(shared.get(), sizeof(*shared), Kind::kShared);
+  ledger.add(sums.data(), int64_t(sums.size()) * 8);
   ledger.seal();
   std::vector<phases::GramThread> states(phases::kThreads);
   const Report report = each_block<Op, kMasked>(
       run, plan, ledger, [&](const TableOf<Op, kMasked>& table, int32_t number) {
         for (int64_t pair = 0; pair < pairs; ++pair) {
+          ledger.next_block();
           HostBlock<phases::GramShared<kSigns>, phases::GramThread> block{
               *shared, states, {&ledger}};
           phases::gram_block<kMasked>(block, op, table, sums.data(), plan.chunks(), pair, number);
-          ledger.next_phase();
         }
       });
   for (int64_t pair = 0; pair < pairs; ++pair) {
     finish(sums.data() + pair * plan.chunks(), plan.chunks(), [&](Ledger& totals, auto& block) {
-      totals.add(gram, int64_t(op.stream.q) * op.stream.q * 8, true);
+      totals.add(gram, int64_t(op.stream.q) * op.stream.q * 8);
       totals.seal();
       phases::finish_gram(block, sums.data(), plan.chunks(), op.stream.q, gram, pair);
     });

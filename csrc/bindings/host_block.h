@@ -3,7 +3,7 @@
 //   bounds     every access lies inside memory that was registered
 //   alignment  an access of n bytes stands at a multiple of n
 //   races      between two barriers no thread touches what another one wrote, nor writes what
-//              another one read
+//              another one read; no block touches what another block wrote
 // Memory may be virtual: addresses are checked and counted, nothing is read or written. So tensors
 // past 2^32 elements take no room.
 #pragma once
@@ -22,22 +22,23 @@
 
 namespace sk::harness {
 
+enum class Kind { kVirtual, kGlobal, kShared };
+
 struct Range {
   uintptr_t begin, end;
-  bool backed;                     // real memory, not only addresses
+  Kind kind;
   int64_t loaded = 0, stored = 0;  // bytes
 };
 
 class Ledger {
  public:
-  void add(const void* p, int64_t bytes, bool backed) {
+  void add(const void* p, int64_t bytes, Kind kind = Kind::kGlobal) {
     if (bytes == 0) return;
     const auto begin = reinterpret_cast<uintptr_t>(p);
     for (const Range& r : ranges_) {
-      if (begin == r.begin && begin + uintptr_t(bytes) == r.end) return;  // the same tensor twice
-      if (begin < r.end && r.begin < begin + uintptr_t(bytes)) fail("overlapping tensors", begin);
+      if (r.begin == begin && r.end == begin + uintptr_t(bytes)) return;  // the same tensor twice
     }
-    ranges_.push_back({begin, begin + uintptr_t(bytes), backed});
+    ranges_.push_back({begin, begin + uintptr_t(bytes), kind});
   }
   // after the last add: accesses search
   void seal() {
@@ -46,6 +47,7 @@ class Ledger {
   }
   void turn(int thread) { thread_ = thread; }
   void next_phase() { ++phase_; }
+  void next_block() { block_ = ++phase_; }
   const std::vector<Range>& ranges() const { return ranges_; }
 
   // whether there is memory behind [p, p + bytes)
@@ -54,12 +56,12 @@ class Ledger {
     if (address % bytes != 0) fail("misaligned access", address);
     Range& range = find(address, bytes);
     (store ? range.stored : range.loaded) += int64_t(bytes);
-    if (!atomic) check_race(address, bytes, store);
-    return range.backed;
+    if (!atomic) check_race(address, bytes, store, range.kind == Kind::kShared);
+    return range.kind != Kind::kVirtual;
   }
 
  private:
-  // Who touched a byte last in the current phase. Stamps of older phases count as untouched.
+  // Who touched a byte last: phase * threads + thread + 1, 0 for nobody.
   struct Stamp {
     uint64_t read = 0, write = 0;
   };
@@ -67,44 +69,51 @@ class Ledger {
   using Page = std::unique_ptr<Stamp[]>;
 
   Range& find(uintptr_t address, size_t bytes) {
-    auto after = std::upper_bound(ranges_.begin(), ranges_.end(), address,
+    auto range = std::upper_bound(ranges_.begin(), ranges_.end(), address,
                                   [](uintptr_t a, const Range& r) { return a < r.begin; });
-    if (after == ranges_.begin()) fail("access outside every tensor", address);
-    Range& range = *--after;
-    if (address + bytes > range.end) fail("access past the end of a tensor", address);
-    return range;
+    while (range != ranges_.begin()) {
+      --range;
+      if (address + bytes <= range->end) return *range;
+    }
+    fail("access outside every tensor", address);
   }
-  void check_race(uintptr_t address, size_t bytes, bool store) {
-    const uint64_t first = phase_ * phases::kThreads + 1;  // stamp of thread 0 in this phase
-    const uint64_t mine = first + uint64_t(thread_);
-    const uintptr_t page = address / kPage;
-    if (page != page_) {
-      Page& slot = pages_[page];
+  Stamp* stamps_at(uintptr_t address) {
+    if (address / kPage != page_) {
+      page_ = address / kPage;
+      Page& slot = pages_[page_];
       if (!slot) slot = std::make_unique<Stamp[]>(kPage);
-      page_ = page;
       stamps_ = slot.get();
     }
-    Stamp* stamps = stamps_ + address % kPage;
+    return stamps_ + address % kPage;
+  }
+  void check_race(uintptr_t address, size_t bytes, bool store, bool shared) {
+    const uint64_t phase = phase_ * phases::kThreads + 1;  // stamp of thread 0 in this phase
+    const uint64_t block = block_ * phases::kThreads + 1;  // in the first phase of this block
+    const uint64_t mine = phase + uint64_t(thread_);
+    const auto by_other = [&](uint64_t stamp) {
+      const bool other_thread = stamp >= phase && stamp != mine;
+      return other_thread || (!shared && stamp != 0 && stamp < block);
+    };
+    Stamp* stamps = stamps_at(address);
     for (size_t i = 0; i < bytes; ++i) {
-      const bool written = stamps[i].write >= first && stamps[i].write != mine;
-      const bool read = stamps[i].read >= first && stamps[i].read != mine;
-      if (written)
+      if (by_other(stamps[i].write)) {
         fail(store ? "two threads write one address" : "read of another thread's write", address);
-      if (store && read) fail("write to what another thread reads", address);
+      }
+      if (store && by_other(stamps[i].read)) fail("write to what another thread reads", address);
       (store ? stamps[i].write : stamps[i].read) = mine;
     }
   }
   [[noreturn]] void fail(const char* what, uintptr_t address) const {
     throw std::runtime_error(std::string(what) + ": address " + std::to_string(address) +
                              ", thread " + std::to_string(thread_) + ", phase " +
-                             std::to_string(phase_));
+                             std::to_string(phase_ - block_) + " of the block");
   }
 
   std::vector<Range> ranges_;
   std::unordered_map<uintptr_t, Page> pages_;
   uintptr_t page_ = ~uintptr_t(0);
   Stamp* stamps_ = nullptr;
-  uint64_t phase_ = 1;
+  uint64_t phase_ = 1, block_ = 1;
   int thread_ = 0;
 };
 
