@@ -5,7 +5,13 @@ import torch  # noqa: F401  # first: the compiled libraries need torch's shared 
 from . import _schemas  # noqa: F401  # schemas before the libraries that implement them
 from . import _loader  # noqa: F401
 from ._version import __version__
-from ._backend import BackendUnavailableError, available_backends, explain, use_backend
+from ._backend import (
+    BackendUnavailableError,
+    available_backends,
+    explain,
+    resolved_name,
+    use_backend,
+)
 from .functional import (
     adabreg_step_,
     derive_key,
@@ -32,6 +38,7 @@ __all__ = [
     "linbreg_step_",
     "masked_perturb_",
     "pack_mask",
+    "resolved_name",
     "restore_",
     "unpack_mask",
     "use_backend",

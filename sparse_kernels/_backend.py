@@ -134,7 +134,11 @@ def resolve(
 def resolved_name(
     op: str, backend: str | None, device: str, dtype: torch.dtype | None = None
 ) -> str:
-    """Name of the backend that ``resolve`` picks."""
+    """Name of the backend that runs ``op`` for a ``backend=`` argument on a device type and dtype.
+
+    Raises:
+        BackendUnavailableError: the backend asked for cannot run it there.
+    """
     return _resolve(op, requested_backend(backend), device, dtype)[0]
 
 

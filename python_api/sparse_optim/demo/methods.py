@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparse_kernels._backend import resolved_name
+from sparse_kernels import resolved_name
 
 from .. import (
     SAM,
