@@ -59,8 +59,12 @@ def run_with(options, norm=3.0, rho=0.7):
     return run
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", LIST_CASES)
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    # hundreds of tensors take the reference a while: once, with every list there is
+    [(c, v) for c in LIST_CASES for v in VARIANTS
+     if not c.startswith("tiny") or v == "adaptive-masked-backup"],
+)  # fmt: skip
 def test_equals_the_reference_bit_by_bit(twin, dtype, case, variant):
     # 16-bit results as well: the same float32 operations and one rounding on both sides
     options = VARIANTS[variant]
