@@ -3,7 +3,8 @@
     python -m bench.tables            rewrite the blocks between the markers
     python -m bench.tables --check    exit code 1 if a block differs from its results
 
-A block begins with ``<!-- table KIND PATH -->`` (KIND: bench or demo) and ends with ``<!-- end -->``.
+A block begins with ``<!-- table KIND PATH -->``, KIND bench or demo, and ends with
+``<!-- end -->``.
 """
 
 from __future__ import annotations
