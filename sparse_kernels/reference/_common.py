@@ -14,6 +14,11 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """A host scalar rounded to the math dtype, for a decision the kernels take after rounding."""
+    return torch.tensor(value, dtype=dtype).item()
+
+
 def to_opmath(tensor: Tensor) -> Tensor:
     """Flat copy-free (where possible) view of ``tensor`` in its math dtype."""
     return tensor.reshape(-1).to(opmath_dtype(tensor.dtype))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._common import keep_bits, opmath_dtype, store, to_opmath
+from ._common import keep_bits, opmath_dtype, rounded, store, to_opmath
 
 
 def shrink(dual: Tensor, lam: float) -> Tensor:
@@ -68,7 +68,7 @@ def linbreg_step_ref(
     ema = momentum_form == "ema" and bool(momentum_buffers)
     scale = 1.0 if duals else delta
     step = scale if ema else lr * scale  # the ema buffer holds lr already
-    decay = lr * weight_decay * scale
+    decay = rounded(lr * weight_decay * scale, opmath_dtype(params[0].dtype))
     live = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         keep = keep_bits(active[i], param.numel()) if active else None
@@ -110,7 +110,7 @@ def adabreg_step_ref(
     bias2_sqrts: Tensor | None,
 ) -> Tensor:
     scale = 1.0 if duals else delta
-    decay = lr * weight_decay * scale
+    decay = rounded(lr * weight_decay * scale, opmath_dtype(params[0].dtype))
     live = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         keep = keep_bits(active[i], param.numel()) if active else None

@@ -3,7 +3,7 @@
     scale = rho / (norm + eps);   param += m scale g   or   m scale ((|w| + eta)^2 g)
 
 Source: SAM, arXiv 2010.01412, eq. (2); Sparse SAM, arXiv 2210.05177; ASAM, arXiv 2102.11600.
-Where ``scale`` is not finite the parameters keep their bits. Twins: reference/masked_perturb.py,
+Where norm or scale is not finite the parameters keep their bits. Twins: reference/masked_perturb.py,
 csrc/functors/masked_perturb.h; equal bits in float32.
 """
 
@@ -56,8 +56,10 @@ def _masked_perturb_kernel(
     BLOCK: tl.constexpr,
 ):
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
-    scale = tl.math.div_rn(rho, tl.load(norm_ptr) + eps)
-    finite = tl.abs(scale) < float("inf")  # False for NaN as well
+    norm = tl.load(norm_ptr)
+    scale = tl.math.div_rn(rho, norm + eps)
+    # False for NaN as well; rho / inf is 0, and 0 * grad would still spread NaN
+    finite = (tl.abs(scale) < float("inf")) & (tl.abs(norm) < float("inf"))
     written = tl.where(finite, count, 0)
     param_ptr = pointer_to(params_ptr, tensor, first, TYPE)
     grad_ptr = pointer_to(grads_ptr, tensor, first, TYPE)
