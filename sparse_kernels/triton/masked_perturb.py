@@ -3,8 +3,8 @@
     scale = rho / (norm + eps);   param += m scale g   or   m scale ((|w| + eta)^2 g)
 
 Source: SAM, arXiv 2010.01412, eq. (2); Sparse SAM, arXiv 2210.05177; ASAM, arXiv 2102.11600.
-Where norm or scale is not finite the parameters keep their bits. Twins: reference/masked_perturb.py,
-csrc/functors/masked_perturb.h; equal bits in float32.
+Where norm or scale is not finite the parameters keep their bits. Twins:
+reference/masked_perturb.py, csrc/functors/masked_perturb.h; equal bits in float32.
 """
 
 import triton
