@@ -70,7 +70,7 @@ Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, 
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CUDA, m) {
   m.impl("linbreg_step_", TORCH_BOX(&linbreg_step_cuda));
   m.impl("adabreg_step_", TORCH_BOX(&adabreg_step_cuda));
 }
