@@ -101,9 +101,7 @@ def test_normals_stay_within_4_ulp(core):
     grid = torch.cartesian_prod(torch.tensor(extreme), torch.tensor(extreme))
     drawn = torch.randint(0, 2**32, (1_000_000, 2), generator=generator)
     a, b = torch.cat([grid, drawn]).unbind(1)
-    for ours, wanted in zip(
-        box_muller(core, a, b), reference.box_muller(a, b), strict=True
-    ):
+    for ours, wanted in zip(box_muller(core, a, b), reference.box_muller(a, b), strict=True):
         assert bool(ours.isfinite().all())
         # zero on an axis may come with either sign
         ulps = (ordered(ours) - ordered(wanted)).abs()
@@ -146,7 +144,9 @@ def test_rounding(core, name, half):
             middle,
             middle.nextafter(inf),
             middle.nextafter(-inf),
-            torch.tensor([0.0, -0.0, 65504.0, 65519.9, 65520.0, 3.4e38, float("inf"), float("nan")]),
+            torch.tensor(
+                [0.0, -0.0, 65504.0, 65519.9, 65520.0, 3.4e38, float("inf"), float("nan")]
+            ),
         ]
     )
     out = torch.empty(x.numel(), dtype=torch.int16)

@@ -1,0 +1,299 @@
+// Every op of the harness under AddressSanitizer and UBSan: sizes around a chunk, misaligned and
+// masked, compared with a plain loop over the functor. Prints what differs and returns 1.
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "harness.h"
+
+namespace {
+
+using namespace sk;
+using namespace sk::harness;
+
+const std::vector<int64_t> kSizes{0, 1, 7, 65535, 65536, 65537};
+int failures = 0;
+
+// A list of tensors, each in an allocation of exactly its size, so that one byte beyond is caught.
+template <class T>
+struct List {
+  std::vector<std::vector<char>> memory;
+  int shift;
+
+  List(int shift_bytes, std::mt19937& random) : shift(shift_bytes) {
+    for (const int64_t n : kSizes) {
+      memory.emplace_back(size_t(n) * sizeof(T) + size_t(shift));
+      for (int64_t i = 0; i < n; ++i) {
+        const float x = float(int32_t(random())) * 0x1p-30f;
+        if constexpr (std::is_integral_v<T>) {
+          at(memory.size() - 1, i) = T(random());
+        } else {
+          at(memory.size() - 1, i) = store<T>(x);
+        }
+      }
+    }
+  }
+  T* data(size_t t) { return reinterpret_cast<T*>(memory[t].data() + shift); }
+  T& at(size_t t, int64_t i) { return data(t)[i]; }
+};
+
+struct Masks {
+  std::vector<std::vector<uint32_t>> words;
+  explicit Masks(std::mt19937& random) {
+    for (const int64_t n : kSizes) {
+      auto& w = words.emplace_back(size_t(words_of(n)));
+      for (auto& word : w) word = random() % 3 == 0 ? 0u : (random() % 3 == 0 ? ~0u : random());
+      if (n % 32) w.back() &= (1u << (n % 32)) - 1u;
+    }
+  }
+};
+
+template <class T>
+std::string name_of() {
+  return sizeof(T) == 4 ? "float32" : (std::is_same_v<T, bf16> ? "bfloat16" : "float16");
+}
+
+void expect(bool same, const std::string& what) {
+  if (same) return;
+  ++failures;
+  std::printf("differs: %s\n", what.c_str());
+}
+
+template <class... T>
+Run run_of(Masks* masks, List<T>&... lists) {
+  Run run;
+  for (size_t t = 0; t < kSizes.size(); ++t) {
+    Segment s;
+    s.numel = kSizes[t];
+    int i = 0;
+    ((s.data[i++] = lists.data(t)), ...);
+    if (masks) s.mask = masks->words[t].data();
+    s.uid = uint32_t(t);
+    run.segments.push_back(s);
+  }
+  return run;
+}
+
+// f(tensor, element) for all entries whose mask bit is set
+template <class F>
+void each_live(const Masks* masks, const F& f) {
+  for (size_t t = 0; t < kSizes.size(); ++t) {
+    for (int64_t i = 0; i < kSizes[t]; ++i) {
+      if (!masks || mask_bit(masks->words[t].data(), i)) f(t, i);
+    }
+  }
+}
+
+template <class T>
+void perturb_and_restore(int shift, bool masked, std::mt19937& random) {
+  Masks bits(random), *masks = masked ? &bits : nullptr;
+  List<T> params(shift, random), grads(shift, random);
+  const List<T> before = params;
+  List<T> wanted = params;
+  List<T> backup(0, random);
+  float norm = 2.0f;
+  Run run = run_of(masks, params, grads);
+  for (size_t t = 0; t < kSizes.size(); ++t) run.segments[t].backup = backup.data(t);
+  const std::string dtype = name_of<T>();
+  const MaskedPerturb<T, true> op{&norm, 0.05f, 0.01f, 0.0f};
+  for_each(op, run);
+  const auto functor = op.bind(0);
+  each_live(masks, [&](size_t t, int64_t i) {
+    float x = load(wanted.at(t, i));
+    functor(x, load(grads.at(t, i)));
+    wanted.at(t, i) = store<T>(x);
+  });
+  expect(params.memory == wanted.memory, "masked_perturb " + dtype);
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  for_each(Restore<Bits>{}, run_of(nullptr, params, backup));
+  expect(params.memory == before.memory, "restore " + dtype);
+}
+
+template <class T>
+void sums(int shift, bool masked, std::mt19937& random) {
+  Masks bits(random), *masks = masked ? &bits : nullptr;
+  List<T> grads(shift, random);
+  const std::string dtype = name_of<T>();
+  std::vector<std::vector<float>> lanes;
+  each_live(masks, [&](size_t t, int64_t i) {
+    const size_t chunk = t * 2 + size_t(i / kChunkSize);  // no tensor here has more than two
+    if (lanes.size() <= chunk) lanes.resize(chunk + 1, std::vector<float>(kLanes));
+    const float x = load(grads.at(t, i));
+    float& lane = lanes[chunk][size_t(i % kLanes)];
+    lane = lane + x * x;
+  });
+  double total = 0;
+  for (auto& chunk : lanes) total += double(join_lanes(chunk.data()));
+  const Sum ours = for_each_sum(SquaredNorm<T>{}, run_of(masks, grads));
+  expect(ours.total == total && ours.root == float(std::sqrt(total)), "norm " + dtype);
+}
+
+// The lists of a Bregman step, all of them mutated but grads.
+template <class T>
+struct BregmanLists {
+  List<T> params, grads;
+  List<float> duals, first, second;
+  List<int32_t> counts;
+
+  BregmanLists(int shift, std::mt19937& random)
+      : params(shift, random),
+        grads(shift, random),
+        duals(shift ? 4 : 0, random),
+        first(duals.shift, random),
+        second(duals.shift, random),
+        counts(duals.shift, random) {
+    each_live(nullptr, [&](size_t t, int64_t i) {
+      counts.at(t, i) &= 3;
+      second.at(t, i) = abs(second.at(t, i));
+    });
+  }
+  bool operator==(const BregmanLists& o) const {
+    return params.memory == o.params.memory && duals.memory == o.duals.memory &&
+           first.memory == o.first.memory && second.memory == o.second.memory &&
+           counts.memory == o.counts.memory;
+  }
+};
+
+template <class T>
+void adabreg_step(int shift, bool masked, std::mt19937& random) {
+  Masks bits(random), *masks = masked ? &bits : nullptr;
+  BregmanLists<T> x(shift, random);
+  auto y = x;
+  const std::vector<float> steps{0, 0.1f, 0.2f, 0.3f}, roots{1, 0.5f, 0.7f, 0.9f};
+  AdaBregStep<T, true, true> op;
+  op.functor.readout = {0.3f, 1.5f, 0.01f};
+  op.functor.sign = 1.0f;
+  op.functor.one_minus_beta1 = 0.1f;
+  op.functor.beta2 = 0.99f;
+  op.functor.one_minus_beta2 = 0.01f;
+  op.functor.eps = 1e-4f;
+  op.functor.step_sizes = steps.data();
+  op.functor.bias2_sqrts = roots.data();
+  op.functor.last_row = 3;
+  std::vector<int64_t> live(kSizes.size()), wanted(kSizes.size());
+  each_live(masks, [&](size_t t, int64_t i) {
+    float w = 0;
+    wanted[t] += op.functor(w, load(y.grads.at(t, i)), y.duals.at(t, i), y.first.at(t, i),
+                            y.second.at(t, i), y.counts.at(t, i));
+    y.params.at(t, i) = store<T>(w);
+  });
+  for_each(op, run_of(masks, x.params, x.grads, x.duals, x.first, x.second, x.counts), nullptr,
+           live.data());
+  expect(x == y && live == wanted, "adabreg_step " + name_of<T>());
+}
+
+template <class T>
+void linbreg_step(int shift, bool masked, std::mt19937& random) {
+  Masks bits(random), *masks = masked ? &bits : nullptr;
+  BregmanLists<T> x(shift, random);
+  auto y = x;
+  LinBregStep<T, true, true> op;
+  op.functor.readout = {0.3f, 1.5f, 0.01f};
+  op.functor.sign = -1.0f;
+  op.functor.beta = 0.9f;
+  op.functor.gain = 0.1f;
+  op.functor.step = 0.05f;
+  op.functor.nesterov = true;
+  std::vector<int64_t> live(kSizes.size()), wanted(kSizes.size());
+  each_live(masks, [&](size_t t, int64_t i) {
+    float w = 0;
+    wanted[t] += op.functor(w, load(y.grads.at(t, i)), y.duals.at(t, i), y.first.at(t, i));
+    y.params.at(t, i) = store<T>(w);
+  });
+  for_each(op, run_of(masks, x.params, x.grads, x.duals, x.first), nullptr, live.data());
+  expect(x == y && live == wanted, "linbreg_step " + name_of<T>());
+}
+
+float direction(const Directions<float>& stream, const RoundKeys& keys, uint32_t uid, int k,
+                int64_t i) {
+  const int per_call = stream.signs ? kSignsPerBlock : kNormalsPerBlock;
+  const auto call = uint64_t(i / per_call);
+  const Words w = stream.rounds == 7 ? philox<7>(call, uid, stream.direction(k), keys)
+                                     : philox<10>(call, uid, stream.direction(k), keys);
+  const int in = int(i % per_call);
+  if (stream.signs) return (w.x[in / 32] >> (in % 32)) & 1u ? -1.0f : 1.0f;
+  const NormalPair pair = box_muller(w.x[in / 2 * 2], w.x[in / 2 * 2 + 1]);
+  return in % 2 ? pair.odd : pair.even;
+}
+
+template <bool kSigns>
+void random_sums(int shift, bool masked, int q, std::mt19937& random) {
+  Masks bits(random), *masks = masked ? &bits : nullptr;
+  List<float> tensors(shift, random);
+  auto wanted = tensors;
+  const int64_t key = 0x123456789abcdef;
+  std::vector<float> coef;
+  for (int k = 0; k < q; ++k) coef.push_back(0.5f + float(k));
+  const Directions<float> stream{&key, coef.data(), nullptr, 1, q, q % 2 ? 7 : 10, kSigns};
+  const RoundKeys keys = round_keys(uint64_t(key));
+  each_live(masks, [&](size_t t, int64_t i) {
+    float s = 0;
+    for (int k = 0; k < q; ++k) {
+      s = fma(coef[size_t(k)], direction(stream, keys, uint32_t(t), k, i), s);
+    }
+    wanted.at(t, i) = wanted.at(t, i) + s;
+  });
+  const Run run = run_of(masks, tensors, tensors);
+  const phases::Drawn<ZoCombine<float, true, true>, kSigns> op{{stream, nullptr, nullptr}};
+  const double sum = for_each_sum(op, run).total;
+  expect(tensors.memory == wanted.memory, "zo_combine");
+  const phases::Drawn<ZoNorm2<float>, kSigns> norm2{{stream}};
+  expect(for_each_sum(norm2, run).total == sum, "zo_norm2");
+  std::vector<double> matrix(size_t(q) * size_t(q));
+  gram<kSigns>(stream, run, matrix.data());
+  expect(matrix[size_t(q - 1)] == matrix[size_t(q) * size_t(q - 1)], "zo_gram");
+}
+
+void masks_both_ways(std::mt19937& random) {
+  Masks bits(random);
+  Run pack, unpack;
+  std::vector<std::vector<uint8_t>> bytes;
+  std::vector<std::vector<uint32_t>> words;
+  for (size_t t = 0; t < kSizes.size(); ++t) {
+    bytes.emplace_back(size_t(kSizes[t]), uint8_t(7));
+    words.emplace_back(bits.words[t].size(), 0xdeadbeefu);
+  }
+  for (size_t t = 0; t < kSizes.size(); ++t) {
+    Segment s;
+    s.numel = kSizes[t];
+    s.data[0] = bytes[t].data();
+    s.input = bits.words[t].data();
+    s.input_numel = words_of(kSizes[t]);
+    unpack.segments.push_back(s);
+    s.numel = words_of(kSizes[t]);
+    s.data[0] = words[t].data();
+    s.input = bytes[t].data();
+    s.input_numel = kSizes[t];
+    pack.segments.push_back(s);
+  }
+  for_each(MaskUnpack{}, unpack);
+  for_each(MaskPack{}, pack);
+  expect(words == bits.words, "mask_pack of mask_unpack");
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  for (const bool masked : {false, true}) {
+    for (const int shift : {0, 1}) {
+      perturb_and_restore<float>(4 * shift, masked, random);
+      perturb_and_restore<bf16>(2 * shift, masked, random);
+      perturb_and_restore<f16>(2 * shift, masked, random);
+      sums<float>(4 * shift, masked, random);
+      sums<bf16>(2 * shift, masked, random);
+      adabreg_step<float>(4 * shift, masked, random);
+      adabreg_step<f16>(2 * shift, masked, random);
+      linbreg_step<float>(4 * shift, masked, random);
+      linbreg_step<bf16>(2 * shift, masked, random);
+      for (const int q : {1, 2, 19}) {
+        random_sums<false>(4 * shift, masked, q, random);
+        random_sums<true>(4 * shift, masked, q, random);
+      }
+    }
+  }
+  masks_both_ways(random);
+  std::printf("%d differences\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,123 @@
+"""Machine code of the CUDA kernels, from nvcc alone: no GPU and no CUDA build of torch needed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import compile_cuda
+import pytest
+from compile_cuda import Kernel
+
+from sparse_kernels._schemas import SCHEMAS
+
+MAX_REGISTERS = 64
+#: functors without fma, division or square root; the last two are inlined with FFMA inside
+CONTRACTION_FREE = ("Restore", "SquaredNorm", "LinBregStep", "MaskPack", "MaskUnpack")
+#: fp32 or raw 32-bit kernels that read (and write) whole 16-byte groups
+VECTOR_READS = ("SquaredNorm<float", "WeightedSquaredNorm<float")
+VECTOR_WRITES = (
+    "MaskedPerturb<float", "Restore<unsigned int", "Restore<unsigned long", "LinBregStep<float",
+    "AdaBregStep<float", "Drawn<ZoCombine<float", "MaskedPerturb<bf16", "MaskedPerturb<f16",
+    "Restore<unsigned short", "Drawn<ZoCombine<bf16, true, false",
+    "Drawn<ZoCombine<f16, true, false",
+)  # fmt: skip
+
+
+def test_every_op_is_registered_under_the_cuda_key():
+    registered = []
+    for source in compile_cuda.SOURCES:
+        text = source.read_text()
+        for key, body in re.findall(
+            r"_IMPL\(sparse_kernels, (\w+), m\) \{(.*?)\n?\}\n", text, re.S
+        ):
+            assert key == "CUDA", f"{source.name} registers under {key}"
+            ops = re.findall(r'm\.impl\("(\w+)", TORCH_BOX\(&(\w+)\)\)', body)
+            for op, function in ops:
+                assert function == op.rstrip("_") + "_cuda"
+                registered.append(op)
+    assert sorted(registered) == sorted(SCHEMAS)
+
+
+@dataclass
+class Compiled:
+    kernels: list[Kernel]
+    ptx: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Compiled:
+    nvcc, cuobjdump = compile_cuda.find_nvcc(), compile_cuda.find_cuobjdump()
+    if nvcc is None:
+        pytest.skip("nvcc is not installed: the CUDA kernels were not compiled")
+    if cuobjdump is None:
+        pytest.skip("cuobjdump is neither on PATH nor in a triton wheel")
+    folder: Path = tmp_path_factory.mktemp("cuda")
+    out = Compiled([], {})
+    for stem, path in compile_cuda.compile_all(nvcc, compile_cuda.SOURCES, folder).items():
+        out.kernels += compile_cuda.kernels_of(cuobjdump, stem, path)
+        out.ptx |= compile_cuda.ptx_entries(cuobjdump, path)
+    return out
+
+
+def is_a(kernel: Kernel | str, *ops: str) -> bool:
+    name = kernel if isinstance(kernel, str) else kernel.name
+    return any(f"<{op}" in name for op in ops)
+
+
+def fail_with(kernels: list[Kernel], what: str) -> None:
+    assert not kernels, f"{what}:\n" + "\n".join(map(str, kernels))
+
+
+@pytest.mark.slow
+def test_no_spills_and_few_registers(compiled, capsys):
+    for arch in compile_cuda.ARCHS:
+        here = [k for k in compiled.kernels if k.arch == arch]
+        assert {k.stem for k in here} == {s.stem for s in compile_cuda.SOURCES}
+        with capsys.disabled():
+            for stem in sorted({k.stem for k in here}):
+                mine = [k for k in here if k.stem == stem]
+                counts = ", ".join(
+                    f"{sum(k.count(op) for k in mine)} {op}"
+                    for op in ("LDG", "LDG.E.128", "STG", "STG.E.128")
+                )
+                print(
+                    f"\nsm_{arch} {stem}: {len(mine)} kernels, at most "
+                    f"{max(k.registers for k in mine)} registers, {counts}",
+                    end="",
+                )
+    spilled = [k for k in compiled.kernels if k.stack or k.count("LDL") or k.count("STL")]
+    fail_with(spilled, "kernels that spill")
+    fail_with([k for k in compiled.kernels if k.registers > MAX_REGISTERS], "too many registers")
+
+
+@pytest.mark.slow
+def test_vector_path_uses_16_byte_accesses(compiled):
+    reads = [k for k in compiled.kernels if is_a(k, *VECTOR_READS, *VECTOR_WRITES)]
+    for op in (*VECTOR_READS, *VECTOR_WRITES):
+        assert any(is_a(k, op) for k in reads), f"no kernel of {op}"
+    fail_with([k for k in reads if not k.count("LDG.E.128")], "no 16-byte loads")
+    writes = [k for k in reads if is_a(k, *VECTOR_WRITES) and not k.count("STG.E.128")]
+    fail_with(writes, "no 16-byte stores")
+
+
+@pytest.mark.slow
+def test_machine_code_has_no_fused_multiply_add(compiled):
+    free = [k for k in compiled.kernels if is_a(k, *CONTRACTION_FREE)]
+    assert {k.stem for k in free} == {"restore", "norm", "mask_pack", "bregman_step"}
+    fail_with([k for k in free if k.count("FFMA")], "FFMA in a kernel without fma")
+
+
+@pytest.mark.slow
+def test_ptx_has_no_contraction(compiled):
+    """PTX tells an fma from one inside a division: every add and mul must forbid contraction."""
+    assert compiled.ptx
+    for name, text in compiled.ptx.items():
+        assert not re.search(r"\b(add|sub|mul)\.(ftz\.)?f32", text), f"{name} may be contracted"
+        assert not re.search(r"\.ftz|\.approx|div\.full", text), f"{name} is approximate"
+        explicit = is_a(name, "Drawn") or "gram_kernel" in name
+        assert explicit or "fma.rn" not in text, f"{name} has an fma of the compiler's making"
+    perturb = [text for name, text in compiled.ptx.items() if is_a(name, "MaskedPerturb")]
+    assert perturb
+    assert all(text.count("div.rn.f32") == 1 for text in perturb)  # rho / (norm + eps), once

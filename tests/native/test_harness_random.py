@@ -1,0 +1,264 @@
+"""The CUDA kernels' programs on host memory: random directions, sums over them, sizes past 2^32."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from native_lists import CHUNK, SIZES, Lists, assert_same, clones, run_of
+
+from sparse_kernels import reference
+from sparse_kernels.reference import philox
+
+DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DISTRIBUTIONS = ["normal", "rademacher"]
+KEY = 0x6E98CDE3B83FA088
+SHORT = {name: SIZES[name] for name in ("none", "one", "seven", "chunks", "mixed")}
+layouts = pytest.mark.parametrize(
+    ("name", "shift"), [*itertools.product(SHORT, (0, 1)), ("tiny", 0)]
+)
+
+
+@pytest.fixture
+def portable(core, monkeypatch):
+    """The reference with the normals of csrc/core, which it meets within 4 ulp only."""
+
+    def box_muller(a, b):
+        words = [(x - (x >= 2**31).long() * 2**32).int().contiguous() for x in (a, b)]
+        even, odd = torch.empty(a.numel()), torch.empty(a.numel())
+        core.box_muller(
+            words[0].data_ptr(), words[1].data_ptr(), a.numel(), even.data_ptr(), odd.data_ptr()
+        )
+        return even.reshape(a.shape), odd.reshape(a.shape)
+
+    monkeypatch.setattr(philox, "box_muller", box_muller)
+
+
+class Stream:
+    """The scalars of one call, in the memory that the kernel reads them from."""
+
+    def __init__(self, core, q: int, distribution: str, rounds: int, listed: bool) -> None:
+        generator = torch.Generator().manual_seed(q)
+        self.key = torch.tensor(KEY)
+        self.coef = torch.randn(q, generator=generator)
+        self.words = torch.randperm(1000, generator=generator)[:q] if listed else None
+        self.first, self.distribution, self.rounds, self.q = 5, distribution, rounds, q
+        self.directions = core.Directions(
+            key=self.key.data_ptr(),
+            coef=self.coef.data_ptr(),
+            directions=0 if self.words is None else self.words.data_ptr(),
+            first_direction=self.first,
+            q=q,
+            rounds=rounds,
+            signs=distribution == "rademacher",
+        )
+
+    def arguments(self, uids: list[int]) -> tuple:
+        """What the schema has between the coefficients and the masks."""
+        return (self.key, self.words, self.first, uids, self.distribution, self.rounds)
+
+
+def uids_of(sizes) -> list[int]:
+    return [(7 + 1_000_003 * i) % 2**32 for i in range(len(sizes))]
+
+
+@layouts
+@pytest.mark.parametrize("kind", DTYPE)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.usefixtures("portable")
+def test_zo_combine(core, name, shift, kind, distribution):
+    lists = Lists(SIZES[name], shift)
+    uids = uids_of(lists.sizes)
+    # q crosses the number of directions whose signs are drawn together: 8, or 16
+    for q, rounds, masked, source, saved, factors, sumsq in [
+        (1, 10, False, False, False, False, False),
+        (3, 7, True, True, True, True, True),
+        (9, 10, False, True, True, False, True),
+        (17, 7, True, False, False, True, False),
+    ]:
+        stream = Stream(core, q, distribution, rounds, listed=q == 3)
+        tensors = lists.normal(DTYPE[kind])
+        src = lists.normal(DTYPE[kind]) if source else []
+        backup = lists.normal(DTYPE[kind]) if saved else []
+        masks = lists.masks() if masked else []
+        generator = torch.Generator().manual_seed(1)
+        alpha = torch.randn(len(uids), generator=generator) if factors else None
+        gamma = torch.randn(len(uids), generator=generator) if factors else None
+        total = torch.zeros((), dtype=torch.float64) if sumsq else None
+        wanted, wanted_backup = clones(tensors), clones(backup)
+        reference.zo_combine_ref(
+            wanted, src, stream.coef, *stream.arguments(uids), masks, wanted_backup, alpha, gamma,
+            total,
+        )  # fmt: skip
+        run = run_of(
+            core, lists.sizes, [tensors, src or tensors], masks=masks, backup=backup, uids=uids
+        )
+        pointers = [0 if t is None else t.data_ptr() for t in (alpha, gamma)]
+        ours = core.zo_combine(run, kind, stream.directions, *pointers, sumsq)
+        assert_same(tensors, wanted, f"q = {q}: tensors")
+        assert_same(backup, wanted_backup, f"q = {q}: backup")
+        if total is not None:
+            assert ours.total == total.item()
+    lists.check_guards()
+
+
+@pytest.mark.parametrize("name", ["one", "chunks", "mixed"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("portable")
+def test_zo_norm2_and_gram(core, name, distribution, masked):
+    lists = Lists(SIZES[name])
+    uids = uids_of(lists.sizes)
+    tensors = lists.normal(torch.float32)
+    masks = lists.masks() if masked else []
+    run = run_of(core, lists.sizes, [], masks=masks, uids=uids)
+    for q, rounds in ((1, 10), (4, 7)):
+        stream = Stream(core, q, distribution, rounds, listed=q == 4)
+        arguments = (*stream.arguments(uids), masks)
+        wanted = reference.zo_norm2_ref(tensors, stream.coef, *arguments)
+        assert core.zo_norm2(run, stream.directions).total == wanted.item()
+        gram = torch.full((q, q), float("nan"), dtype=torch.float64)
+        core.zo_gram(run, stream.directions, gram.data_ptr())
+        assert torch.equal(gram, reference.zo_gram_ref(tensors, q, *arguments))
+
+
+def far(core, numel: int, first: int, count: int, **arguments):
+    """A run on the chunk at element ``first`` of a tensor with ``numel`` elements, and its window.
+
+    The tensor begins so far before the window that the chunk falls on it.
+    """
+    window = torch.zeros(count)
+    segment = core.Segment(numel, [window.data_ptr() - 4 * first] * 2, **arguments)
+    return core.Run([segment], chunks=[first // CHUNK]), window
+
+
+@pytest.mark.parametrize("first", [2**31 - CHUNK, 2**31, 2**32 - CHUNK, 2**32])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.usefixtures("portable")
+def test_directions_past_2_to_the_32(core, first, distribution):
+    numel = first + 1027
+    run, window = far(core, 2**32 + CHUNK if first < 2**32 else numel, first, CHUNK, uid=9)
+    stream = Stream(core, 1, distribution, 10, listed=False)
+    core.zo_combine(run, "float32", stream.directions, 0, 0, False)
+    count = 1027 if first == 2**32 else CHUNK
+    z = philox.DISTRIBUTIONS[distribution](stream.key, 9, stream.first, first, count, 10)
+    assert_same([window[:count]], [stream.coef[0] * z], "window")
+    assert not bool(window[count:].any())
+
+
+HUGE = 2**32 + 2 * CHUNK + 5
+CHUNKS = [0, 2**31 // CHUNK - 1, 2**31 // CHUNK, 2**32 // CHUNK - 1, 2**32 // CHUNK, HUGE // CHUNK]
+ELEMENTS = 5 * CHUNK + HUGE % CHUNK
+
+
+def virtual(core, streams: int, *, masked=False, saved=False, numel=HUGE, shift=0, **arguments):
+    base = [(1 << 50) + (i << 40) + shift for i in range(streams + 2)]
+    if masked:
+        arguments["mask"] = base[streams]
+    if saved:
+        arguments["backup"] = base[streams + 1]
+    segment = core.Segment(numel, base[:streams], **arguments)
+    return core.Run([segment], backed=False, chunks=CHUNKS)
+
+
+def traffic(report) -> list[tuple[int, int]]:
+    """Bytes loaded and stored, per virtual tensor in the order of their addresses."""
+    return [(r.loaded, r.stored) for r in report.ranges if r.begin >= 1 << 50]
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_addresses_past_2_to_the_32(core, shift, masked):
+    n, norm = 4 * ELEMENTS, torch.tensor(1.0)
+    run = virtual(core, 2, masked=masked, saved=True, shift=shift)
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    streams = traffic(report)
+    assert report.blocks == len(CHUNKS)
+    assert streams[:2] == [(n, n), (n, 0)]
+    assert streams[-1] == (0, n)
+    assert len(streams) == 3 + masked
+
+    report = core.restore(virtual(core, 2, masked=masked, shift=shift), 4)
+    assert traffic(report)[:2] == [(0, n), (n, 0)]
+
+    sums = core.norm(virtual(core, 2, masked=masked, shift=shift), "float32", True, 0.1)
+    assert traffic(sums.report)[:2] == [(n, 0), (n, 0)]
+
+    live = torch.zeros(1, dtype=torch.int64)
+    report = core.linbreg_step(
+        virtual(core, 4, masked=masked, shift=shift), "float32", True, True, [0.0] * 7, True,
+        live.data_ptr(),
+    )  # fmt: skip
+    assert traffic(report)[:4] == [(0, n), (n, 0), (n, n), (n, n)]
+
+    table = torch.ones(2)
+    report = core.adabreg_step(
+        virtual(core, 6, masked=masked, shift=shift), "float32", True, True, [0.0] * 10,
+        table.data_ptr(), table.data_ptr(), 1, live.data_ptr(),
+    )  # fmt: skip
+    assert traffic(report)[:6] == [(0, n), (n, 0), *[(n, n)] * 4]
+
+    for distribution in DISTRIBUTIONS:
+        stream = Stream(core, 2, distribution, 7, listed=False)
+        run = virtual(core, 2, masked=masked, saved=True, shift=shift, uid=3)
+        sums = core.zo_combine(run, "float32", stream.directions, 0, 0, True)
+        assert traffic(sums.report)[:2] == [(n, n), (n, 0)]
+
+
+def test_mask_addresses_past_2_to_the_32(core):
+    bytes_, words = 1 << 50, 1 << 51
+    numel = 32 * HUGE - 3
+    packed = core.Segment(HUGE, [words], input=bytes_, input_numel=numel)
+    report = core.mask_pack(core.Run([packed], backed=False, chunks=CHUNKS))
+    assert traffic(report) == [(32 * ELEMENTS - 3, 0), (0, 4 * ELEMENTS)]
+    spread = core.Segment(HUGE, [bytes_], input=words, input_numel=-(-HUGE // 32))
+    report = core.mask_unpack(core.Run([spread], backed=False, chunks=CHUNKS))
+    assert traffic(report)[0] == (0, ELEMENTS)
+
+
+def test_a_long_list_takes_several_launches(core):
+    lists = Lists(SIZES["tiny"])
+    params, grads = lists.normal(torch.float32), lists.normal(torch.float32)
+    norm = torch.tensor(1.0)
+    run = run_of(core, lists.sizes, [params, grads])
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    assert report.launches == 2
+    assert core.restore(run, 4).launches == 2
+    assert core.norm(run_of(core, lists.sizes, [grads]), "float32", False, 0.0).report.launches == 2
+
+
+def test_whole_groups_are_moved_once(core):
+    """Aligned tensors are read and written exactly once, masked-out groups not at all."""
+    n = 3 * CHUNK
+    params, grads = torch.randn(n), torch.randn(n)
+    mask = torch.zeros(n // 32, dtype=torch.int32)
+    mask[: n // 64] = -1
+    norm = torch.tensor(1.0)
+    run = run_of(core, [n], [[params], [grads]], masks=[mask])
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    moved = {r.begin: (r.loaded, r.stored) for r in report.ranges}
+    assert moved[params.data_ptr()] == (2 * n, 2 * n)
+    assert moved[grads.data_ptr()] == (2 * n, 0)
+
+
+class TestTheHarnessItself:
+    """It has to notice what it is there for."""
+
+    def test_misaligned(self, core):
+        x = torch.zeros(64, dtype=torch.uint8)
+        segment = core.Segment(8, [x.data_ptr() + 2, x.data_ptr() + 34])
+        with pytest.raises(RuntimeError, match="misaligned access"):
+            core.restore(core.Run([segment]), 4)
+
+    def test_two_blocks_on_one_tensor(self, core):
+        x, y = torch.zeros(64), torch.zeros(64)
+        segment = core.Segment(64, [x.data_ptr(), y.data_ptr()])
+        with pytest.raises(RuntimeError, match="two threads write one address"):
+            core.restore(core.Run([segment, segment]), 4)
+
+    def test_overlapping_tensors(self, core):
+        x = torch.zeros(64)
+        segment = core.Segment(60, [x.data_ptr(), x.data_ptr() + 4])
+        with pytest.raises(RuntimeError, match="another thread"):
+            core.restore(core.Run([segment]), 4)
