@@ -54,7 +54,7 @@ Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, A
                 uint32_t uid, Address input, int64_t input_numel) {
   Segment s;
   s.numel = numel;
-  if (data.size() > phases::kMaxStreams) throw std::invalid_argument("too many streams");
+  if (data.size() > kMaxStreams) throw std::invalid_argument("too many streams");
   for (size_t i = 0; i < data.size(); ++i) s.data[i] = at<void>(data[i]);
   s.mask = at<uint32_t>(mask);
   s.backup = at<void>(backup);

@@ -14,7 +14,6 @@
 namespace sk::harness {
 
 using phases::Outputs;
-using phases::Segment;
 using phases::TableOf;
 using phases::Total;
 
@@ -77,7 +76,7 @@ Report each_block(const Run& run, const ChunkPlan& plan, Ledger& ledger, const F
 
 template <class Op, bool kMasked>
 Report for_each_masked(const Op& op, const Run& run, double* partials, int64_t* live) {
-  const ChunkPlan plan(phases::numels_of(run.segments));
+  const ChunkPlan plan(numels_of(run.segments));
   Ledger ledger;
   const auto shared = std::make_unique<phases::Shared<Op>>();
   for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.kind());
@@ -121,7 +120,7 @@ struct Sum {
 
 template <class Op>
 Sum for_each_sum(const Op& op, const Run& run) {
-  const ChunkPlan plan(phases::numels_of(run.segments));
+  const ChunkPlan plan(numels_of(run.segments));
   std::vector<double> partials(size_t(plan.chunks()), std::nan(""));
   Sum sum;
   sum.report = for_each(op, run, partials.data());
@@ -138,7 +137,7 @@ Sum for_each_sum(const Op& op, const Run& run) {
 template <bool kMasked, bool kSigns>
 Report gram_masked(const phases::Gram<kSigns>& op, const Run& run, double* gram) {
   using Op = phases::Gram<kSigns>;
-  const ChunkPlan plan(phases::numels_of(run.segments));
+  const ChunkPlan plan(numels_of(run.segments));
   const int64_t pairs = int64_t(op.stream.q) * (op.stream.q + 1) / 2;
   std::vector<double> sums(size_t(pairs * plan.chunks()), std::nan(""));
   Ledger ledger;

@@ -7,7 +7,7 @@
 
 #include "../torch/bregman_scalars.h"
 #include "../torch/dispatch.h"
-#include "segments.h"
+#include "results.h"
 
 namespace sk::cpu {
 

@@ -5,30 +5,21 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "../core/chunk_plan.h"
 #include "../core/mask.h"
 #include "../core/reduce.h"
+#include "../core/segment.h"
 #include "block.h"
 
 namespace sk::cpu {
 
-constexpr int kMaxStreams = 6;
 // Working sets above this are streamed past the caches; below, the next op may still find them
 // there.
 constexpr int64_t kStreamBytes = int64_t(32) << 20;
 constexpr int64_t kMinTaskElements = 32768;  // below this a thread costs more than it brings
-
-struct Segment {
-  int64_t numel = 0;
-  std::array<void*, kMaxStreams> data{};
-  const uint32_t* mask = nullptr;
-  void* backup = nullptr;  // raw copy of stream 0, taken before it changes
-  uint32_t uid = 0;        // parameter number of the random stream
-};
 
 // Per-thread memory of a call. Aligned: a 64-byte access across two cache lines costs double.
 template <class Op>
@@ -71,7 +62,7 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   }
   const BlockContext block{n, kMasked ? keep : nullptr, stream};
   BlockStreams<typename Op::Lists, kMasked> streams;
-  streams.open(segment.data.data(), first, block);
+  streams.open(segment.data, first, block);
 
   alignas(kStreamAlign) std::conditional_t<kCounts, int32_t, Math> results[kBlock];
   Result* out = nullptr;
@@ -172,13 +163,6 @@ void for_each_chunk(const ChunkPlan& plan, const std::vector<int64_t>& numels, c
       f(t, begin, std::min(numels[t], begin + kChunkSize), chunk, scratch);
     }
   });
-}
-
-inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {
-  std::vector<int64_t> numels;
-  numels.reserve(segments.size());
-  for (const Segment& s : segments) numels.push_back(s.numel);
-  return numels;
 }
 
 template <class... S>

@@ -2,7 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "segments.h"
+#include "results.h"
 
 namespace sk::cpu {
 

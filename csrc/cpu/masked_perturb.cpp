@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../torch/dispatch.h"
-#include "segments.h"
+#include "results.h"
 
 namespace sk::cpu {
 

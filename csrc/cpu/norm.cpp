@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "../torch/dispatch.h"
-#include "segments.h"
+#include "results.h"
 
 namespace sk::cpu {
 

@@ -8,7 +8,7 @@
 #include "../torch/zo_stream.h"
 #include "generate.h"
 #include "gram.h"
-#include "segments.h"
+#include "results.h"
 
 namespace sk::cpu {
 

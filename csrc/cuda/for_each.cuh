@@ -53,8 +53,7 @@ void launch(const Op& op, const std::vector<Segment>& segments, const ChunkPlan&
 template <class Op>
 void for_each(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
   const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
-  launch(op, segments, ChunkPlan(phases::numels_of(segments)), {nullptr, nullptr},
-         lead.get_device());
+  launch(op, segments, ChunkPlan(numels_of(segments)), {nullptr, nullptr}, lead.get_device());
 }
 
 // An op that counts: live entries per tensor.
@@ -62,7 +61,7 @@ template <class Op>
 Tensor for_each_live(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
   const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
   Tensor live = torch::stable::new_zeros(lead, {int64_t(segments.size())}, ScalarType::Long);
-  launch(op, segments, ChunkPlan(phases::numels_of(segments)),
+  launch(op, segments, ChunkPlan(numels_of(segments)),
          {nullptr, static_cast<int64_t*>(live.data_ptr())}, lead.get_device());
   return live;
 }
@@ -74,7 +73,7 @@ template <class Op>
 void for_each_sum(const Op& op, const std::vector<Segment>& segments, const Tensor& lead,
                   const Total& out) {
   const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
-  const ChunkPlan plan(phases::numels_of(segments));
+  const ChunkPlan plan(numels_of(segments));
   Tensor sums = torch::stable::new_empty(lead, {plan.chunks()}, ScalarType::Double);
   auto* partials = static_cast<double*>(sums.data_ptr());
   launch(op, segments, plan, {partials, nullptr}, lead.get_device());

@@ -53,7 +53,7 @@ void launch_gram(const Gram<kSigns>& op, const std::vector<Segment>& segments,
 inline void gram_matrix(const Directions<float>& directions, const std::vector<Segment>& segments,
                         const Tensor& lead, double* gram) {
   const cudaStream_t stream = current_stream(lead.get_device());
-  const ChunkPlan plan(phases::numels_of(segments));
+  const ChunkPlan plan(numels_of(segments));
   const int64_t pairs = int64_t(directions.q) * (directions.q + 1) / 2;
   Tensor sums = torch::stable::new_empty(lead, {pairs * plan.chunks()}, ScalarType::Double);
   auto* partials = static_cast<double*>(sums.data_ptr());

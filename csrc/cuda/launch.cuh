@@ -8,16 +8,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
-#include <initializer_list>
-#include <optional>
-#include <vector>
 
 #include "../phases/table.h"
-#include "../torch/check.h"
+#include "../torch/segments.h"
 
 namespace sk::cuda {
-
-using phases::Segment;
 
 // Plain accesses; the host harness has a twin that checks them (csrc/bindings/host_block.h).
 struct DeviceMemory {
@@ -54,31 +49,6 @@ inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
-}
-
-// Absent (empty) lists are left out, so the streams of an op are its present lists in order.
-inline std::vector<Segment> make_segments(std::initializer_list<const TensorList*> lists,
-                                          const TensorList& masks, const TensorList& backup,
-                                          const std::vector<int64_t>* uids = nullptr) {
-  const TensorList& lead = **lists.begin();
-  std::vector<Segment> segments(lead.size());
-  for (size_t i = 0; i < lead.size(); ++i) {
-    Segment& s = segments[i];
-    s.numel = lead[i].numel();
-    size_t stream = 0;
-    for (const TensorList* list : lists) {
-      if (!list->empty()) s.data[stream++] = (*list)[i].data_ptr();
-    }
-    if (!masks.empty()) s.mask = static_cast<const uint32_t*>(masks[i].data_ptr());
-    if (!backup.empty()) s.backup = backup[i].data_ptr();
-    if (uids) s.uid = uint32_t((*uids)[i]);
-  }
-  return segments;
-}
-
-template <class T>
-const T* data_or_null(const std::optional<Tensor>& t) {
-  return t.has_value() ? static_cast<const T*>(t->data_ptr()) : nullptr;
 }
 
 }  // namespace sk::cuda

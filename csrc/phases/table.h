@@ -10,25 +10,15 @@
 
 #include "../core/chunk_plan.h"
 #include "../core/mask.h"
+#include "../core/segment.h"
 #include "../functors/streams.h"
 #include "ops.h"
 
 namespace sk::phases {
 
 constexpr int kThreads = 512;
-constexpr int kMaxStreams = 6;
 constexpr int kParameterBytes = 32764;  // kernel arguments, CUDA 12.1 and sm_70 or later
 constexpr int kReservedBytes = 512;     // of these: the op, the outputs, the table's own header
-
-struct Segment {
-  int64_t numel = 0;
-  void* data[kMaxStreams] = {};
-  const uint32_t* mask = nullptr;
-  void* backup = nullptr;       // raw copy of stream 0, taken before it changes
-  uint32_t uid = 0;             // parameter number of the random stream
-  const void* input = nullptr;  // mask_pack: what the output is computed from
-  int64_t input_numel = 0;
-};
 
 // Where a launch leaves its results; null where the op has none.
 struct Outputs {
@@ -92,13 +82,6 @@ struct Table {
 
 template <class Op, bool kMasked>
 using TableOf = Table<Slots<Op, kMasked>::kCount>;
-
-inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {
-  std::vector<int64_t> numels;
-  numels.reserve(segments.size());
-  for (const Segment& s : segments) numels.push_back(s.numel);
-  return numels;
-}
 
 // Masks come for all tensors of a call or for none; an empty tensor's may have no address.
 inline bool any_masked(const std::vector<Segment>& segments) {

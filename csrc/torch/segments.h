@@ -1,13 +1,14 @@
-// Tensor lists to the segments for_each walks.
+// Tensor lists to the segments that the drivers walk.
 #pragma once
 
 #include <initializer_list>
+#include <optional>
 #include <vector>
 
-#include "../torch/check.h"
-#include "for_each.h"
+#include "../core/segment.h"
+#include "check.h"
 
-namespace sk::cpu {
+namespace sk {
 
 // Absent (empty) lists are left out, so the streams of an op are its present lists in order.
 inline std::vector<Segment> make_segments(std::initializer_list<const TensorList*> lists,
@@ -34,20 +35,4 @@ const T* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? static_cast<const T*>(t->data_ptr()) : nullptr;
 }
 
-inline Tensor scalar_result(double value, ScalarType dtype) {
-  Tensor out = torch::stable::empty({}, dtype);
-  if (dtype == ScalarType::Double) {
-    *static_cast<double*>(out.data_ptr()) = value;
-  } else {
-    *static_cast<float*>(out.data_ptr()) = float(value);
-  }
-  return out;
-}
-
-inline Tensor live_result(const std::vector<int64_t>& live) {
-  Tensor out = torch::stable::empty({int64_t(live.size())}, ScalarType::Long);
-  std::copy(live.begin(), live.end(), static_cast<int64_t*>(out.data_ptr()));
-  return out;
-}
-
-}  // namespace sk::cpu
+}  // namespace sk

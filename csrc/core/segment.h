@@ -1,0 +1,28 @@
+// One tensor of a call, as both drivers walk it: memory and numbers, no libtorch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace sk {
+
+constexpr int kMaxStreams = 6;
+
+struct Segment {
+  int64_t numel = 0;
+  void* data[kMaxStreams] = {};
+  const uint32_t* mask = nullptr;
+  void* backup = nullptr;       // raw copy of stream 0, taken before it changes
+  uint32_t uid = 0;             // parameter number of the random stream
+  const void* input = nullptr;  // mask_pack on the device: what the output is computed from
+  int64_t input_numel = 0;
+};
+
+inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {
+  std::vector<int64_t> numels;
+  numels.reserve(segments.size());
+  for (const Segment& s : segments) numels.push_back(s.numel);
+  return numels;
+}
+
+}  // namespace sk
