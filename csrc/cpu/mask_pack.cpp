@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../torch/op_checks.h"
 #include "results.h"
 
 namespace sk::cpu {
@@ -15,12 +16,6 @@ struct Computed : Base {
     for (int i = 0; i < n; ++i) out[i] = this->value(tensor, first + i);
   }
 };
-
-void check_words(const char* op, const TensorList& masks, const TensorList& words) {
-  check_list(op, "masks", masks, masks, ScalarType::Bool);
-  STD_TORCH_CHECK(words.size() == masks.size(), op, ": words and masks differ in length");
-  check_masks(op, words, masks);
-}
 
 std::vector<const void*> pointers(const TensorList& list) {
   std::vector<const void*> out;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
 #include "results.h"
 
 namespace sk::cpu {
@@ -12,11 +13,7 @@ namespace sk::cpu {
 Tensor grad_norm_cpu(TensorList grads, TensorList masks, TensorList weights, double eta,
                      bool squared) {
   constexpr const char* kOp = "grad_norm";
-  STD_TORCH_CHECK(!grads.empty(), kOp, ": the list is empty");
-  const ScalarType dtype = grads[0].scalar_type();
-  check_list(kOp, "grads", grads, grads, dtype);
-  check_list(kOp, "weights", weights, grads, dtype);
-  check_masks(kOp, masks, grads);
+  const ScalarType dtype = check_grad_norm(grads, masks, weights);
   const auto segments = make_segments({&grads, &weights}, masks, {});
   const double sum = dispatch_float<true>(kOp, dtype, [&]<class T>() {
     if (weights.empty()) return for_each(SquaredNorm<T>{}, segments).sum;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
 #include "../torch/zo_stream.h"
 #include "generate.h"
 #include "gram.h"
@@ -19,12 +20,7 @@ void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
                     std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
-  const ScalarType dtype = tensors[0].scalar_type();
-  check_list(kOp, "tensors", tensors, tensors, dtype);
-  check_list(kOp, "src", src, tensors, dtype);
-  check_list(kOp, "backup", backup, tensors, dtype);
-  check_masks(kOp, masks, tensors);
-  check_factors(kOp, alpha, gamma, sumsq, tensors);
+  const ScalarType dtype = check_zo_combine(tensors, src, masks, backup, alpha, gamma, sumsq);
   const auto segments = make_segments({&tensors, &src}, masks, backup, &uids);
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     using O = opmath_t<T>;
@@ -46,9 +42,7 @@ Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<T
                     int64_t rounds, TensorList masks) {
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return scalar_result(0, ScalarType::Double);
-  const ScalarType dtype = tensors[0].scalar_type();
-  check_list(kOp, "tensors", tensors, tensors, dtype);
-  check_masks(kOp, masks, tensors);
+  const ScalarType dtype = check_drawn(kOp, tensors, masks);
   const auto segments = make_segments({&tensors}, masks, {}, &uids);
   const double sum = dispatch_float<true>(kOp, dtype, [&]<class T>() {
     const auto stream =
@@ -67,8 +61,7 @@ Tensor zo_gram_cpu(TensorList tensors, int64_t q, Tensor key, std::optional<Tens
   auto* gram = static_cast<double*>(out.data_ptr());
   std::fill(gram, gram + q * q, 0.0);
   if (tensors.empty()) return out;
-  check_list(kOp, "tensors", tensors, tensors, tensors[0].scalar_type());
-  check_masks(kOp, masks, tensors);
+  check_drawn(kOp, tensors, masks);
   const auto stream = make_directions<float>(kOp, nullptr, q, key, directions, first_direction,
                                              uids, distribution, rounds, tensors);
   gram_matrix(stream, make_segments({&tensors}, masks, {}, &uids), gram);

@@ -5,6 +5,7 @@
 #include "../functors/bregman_step.h"
 #include "../torch/bregman_scalars.h"
 #include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
 #include "for_each.cuh"
 
 namespace sk::cuda {
@@ -15,13 +16,7 @@ Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
                          double weight_decay, bool maximize) {
   constexpr const char* kOp = "linbreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
-  const ScalarType dtype = params[0].scalar_type();
-  check_list(kOp, "params", params, params, dtype);
-  check_list(kOp, "grads", grads, params, dtype);
-  check_list(kOp, "duals", duals, params, math_type(dtype));
-  check_list(kOp, "momentum_buffers", momentum_buffers, params, math_type(dtype));
-  check_masks(kOp, active, params);
-  STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
+  const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active);
   const auto segments = make_segments({&params, &grads, &duals, &momentum_buffers}, active, {});
   return dispatch_float<false>(kOp, dtype, [&]<class T>() {
     return dispatch_bool(!duals.empty(), [&]<bool kDual>() {
@@ -42,16 +37,8 @@ Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, 
                          std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts) {
   constexpr const char* kOp = "adabreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
-  const ScalarType dtype = params[0].scalar_type();
-  check_list(kOp, "params", params, params, dtype);
-  check_list(kOp, "grads", grads, params, dtype);
-  check_list(kOp, "duals", duals, params, math_type(dtype));
-  check_list(kOp, "exp_avgs", exp_avgs, params, math_type(dtype));
-  check_list(kOp, "exp_avg_sqs", exp_avg_sqs, params, math_type(dtype));
-  check_list(kOp, "counts", counts, params, ScalarType::Int);
-  check_masks(kOp, active, params);
-  STD_TORCH_CHECK(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty(), kOp,
-                  ": grads, exp_avgs or exp_avg_sqs is empty");
+  const ScalarType dtype =
+      check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts, active);
   const int64_t rows = check_tables(kOp, counts, step_sizes, bias2_sqrts, params);
   const auto segments =
       make_segments({&params, &grads, &duals, &exp_avgs, &exp_avg_sqs, &counts}, active, {});

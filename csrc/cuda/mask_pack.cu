@@ -1,15 +1,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../functors/mask_pack.h"
+#include "../torch/op_checks.h"
 #include "for_each.cuh"
 
 namespace sk::cuda {
-
-void check_words(const char* op, const TensorList& masks, const TensorList& words) {
-  check_list(op, "masks", masks, masks, ScalarType::Bool);
-  STD_TORCH_CHECK(words.size() == masks.size(), op, ": words and masks differ in length");
-  check_masks(op, words, masks);
-}
 
 // The output is the stream; the input goes beside it, since its elements are of another number.
 std::vector<Segment> segments_with_input(const TensorList& outputs, const TensorList& inputs) {

@@ -2,6 +2,7 @@
 
 #include "../functors/masked_perturb.h"
 #include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
 #include "for_each.cuh"
 
 namespace sk::cuda {
@@ -11,13 +12,7 @@ void masked_perturb_cuda(TensorList params, TensorList grads, Tensor norm, doubl
                          double eps) {
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
-  const ScalarType dtype = params[0].scalar_type();
-  check_list(kOp, "params", params, params, dtype);
-  check_list(kOp, "grads", grads, params, dtype);
-  check_list(kOp, "backup", backup, params, dtype);
-  check_masks(kOp, masks, params);
-  check_scalars(kOp, "norm", norm, 1, math_type(dtype), params);
-  STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
+  const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup);
   const auto segments = make_segments({&params, &grads}, masks, backup);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {
     dispatch_bool(adaptive, [&]<bool kAdaptive>() {

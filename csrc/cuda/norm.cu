@@ -2,6 +2,7 @@
 
 #include "../functors/norm.h"
 #include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
 #include "for_each.cuh"
 
 namespace sk::cuda {
@@ -9,11 +10,7 @@ namespace sk::cuda {
 Tensor grad_norm_cuda(TensorList grads, TensorList masks, TensorList weights, double eta,
                       bool squared) {
   constexpr const char* kOp = "grad_norm";
-  STD_TORCH_CHECK(!grads.empty(), kOp, ": the list is empty");
-  const ScalarType dtype = grads[0].scalar_type();
-  check_list(kOp, "grads", grads, grads, dtype);
-  check_list(kOp, "weights", weights, grads, dtype);
-  check_masks(kOp, masks, grads);
+  const ScalarType dtype = check_grad_norm(grads, masks, weights);
   const auto segments = make_segments({&grads, &weights}, masks, {});
   return dispatch_float<false>(kOp, dtype, [&]<class T>() {
     Tensor out =

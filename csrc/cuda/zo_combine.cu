@@ -4,6 +4,7 @@
 
 #include "../functors/zo_combine.h"
 #include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
 #include "../torch/zo_stream.h"
 #include "for_each.cuh"
 #include "gram.cuh"
@@ -19,12 +20,7 @@ void zo_combine_cuda(TensorList tensors, TensorList src, Tensor coef, Tensor key
                      std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
-  const ScalarType dtype = tensors[0].scalar_type();
-  check_list(kOp, "tensors", tensors, tensors, dtype);
-  check_list(kOp, "src", src, tensors, dtype);
-  check_list(kOp, "backup", backup, tensors, dtype);
-  check_masks(kOp, masks, tensors);
-  check_factors(kOp, alpha, gamma, sumsq, tensors);
+  const ScalarType dtype = check_zo_combine(tensors, src, masks, backup, alpha, gamma, sumsq);
   // one kernel for both forms: without a source the tensors are read as one
   const TensorList& source = src.empty() ? tensors : src;
   const auto segments = make_segments({&tensors, &source}, masks, backup, &uids);
@@ -52,9 +48,7 @@ Tensor zo_norm2_cuda(TensorList tensors, Tensor coef, Tensor key, std::optional<
                      int64_t rounds, TensorList masks) {
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return torch::stable::new_zeros(coef, {}, ScalarType::Double);
-  const ScalarType dtype = tensors[0].scalar_type();
-  check_list(kOp, "tensors", tensors, tensors, dtype);
-  check_masks(kOp, masks, tensors);
+  const ScalarType dtype = check_drawn(kOp, tensors, masks);
   STD_TORCH_CHECK(dtype != ScalarType::Double, kOp, ": unsupported dtype");
   const auto segments = make_segments({&tensors}, masks, {}, &uids);
   const auto stream = make_directions<float>(kOp, &coef, coef.numel(), key, directions,
@@ -72,8 +66,7 @@ Tensor zo_gram_cuda(TensorList tensors, int64_t q, Tensor key, std::optional<Ten
                     int64_t rounds, TensorList masks) {
   constexpr const char* kOp = "zo_gram";
   if (tensors.empty()) return torch::stable::new_zeros(key, {q, q}, ScalarType::Double);
-  check_list(kOp, "tensors", tensors, tensors, tensors[0].scalar_type());
-  check_masks(kOp, masks, tensors);
+  check_drawn(kOp, tensors, masks);
   const auto stream = make_directions<float>(kOp, nullptr, q, key, directions, first_direction,
                                              uids, distribution, rounds, tensors);
   const torch::stable::accelerator::DeviceGuard guard(tensors[0].get_device());

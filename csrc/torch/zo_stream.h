@@ -34,14 +34,4 @@ Directions<Math> make_directions(const char* op, const Tensor* coef, int64_t q, 
   return stream;
 }
 
-inline void check_factors(const char* op, const std::optional<Tensor>& alpha,
-                          const std::optional<Tensor>& gamma, const std::optional<Tensor>& sumsq,
-                          const TensorList& tensors) {
-  const ScalarType math = math_type(tensors[0].scalar_type());
-  const int64_t count = int64_t(tensors.size());
-  if (alpha) check_scalars(op, "alpha", *alpha, count, math, tensors);
-  if (gamma) check_scalars(op, "gamma", *gamma, count, math, tensors);
-  if (sumsq) check_scalars(op, "sumsq", *sumsq, 1, ScalarType::Double, tensors);
-}
-
 }  // namespace sk
