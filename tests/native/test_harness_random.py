@@ -14,9 +14,9 @@ from sparse_kernels.reference import philox
 DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DISTRIBUTIONS = ["normal", "rademacher"]
 KEY = 0x6E98CDE3B83FA088
-SHORT = {name: SIZES[name] for name in ("none", "one", "seven", "chunks", "mixed")}
 layouts = pytest.mark.parametrize(
-    ("name", "shift"), [*itertools.product(SHORT, (0, 1)), ("tiny", 0)]
+    ("name", "shift"),
+    list(itertools.product(("none", "one", "seven", "chunks", "mixed"), (0, 1))),
 )
 
 
@@ -63,44 +63,61 @@ def uids_of(sizes) -> list[int]:
     return [(7 + 1_000_003 * i) % 2**32 for i in range(len(sizes))]
 
 
+# q, rounds, masked, source, saved, factors, sumsq; q crosses the number of directions whose signs
+# are drawn together, 8 or 16
+CALLS = [
+    (1, 10, False, False, False, False, False),
+    (3, 7, True, True, True, True, True),
+    (9, 10, False, True, True, False, True),
+    (17, 7, True, False, False, True, False),
+]
+
+
+def check_zo_combine(core, lists: Lists, kind: str, distribution: str, call: tuple) -> int:
+    """One call on the harness against the reference; returns the number of launches."""
+    q, rounds, masked, source, saved, factors, sumsq = call
+    uids = uids_of(lists.sizes)
+    stream = Stream(core, q, distribution, rounds, listed=q == 3)
+    tensors = lists.normal(DTYPE[kind])
+    src = lists.normal(DTYPE[kind]) if source else []
+    backup = lists.normal(DTYPE[kind]) if saved else []
+    masks = lists.masks() if masked else []
+    generator = torch.Generator().manual_seed(1)
+    alpha = torch.randn(len(uids), generator=generator) if factors else None
+    gamma = torch.randn(len(uids), generator=generator) if factors else None
+    total = torch.zeros((), dtype=torch.float64) if sumsq else None
+    wanted, wanted_backup = clones(tensors), clones(backup)
+    reference.zo_combine_ref(
+        wanted, src, stream.coef, *stream.arguments(uids), masks, wanted_backup, alpha, gamma, total
+    )
+    run = run_of(
+        core, lists.sizes, [tensors, src or tensors], masks=masks, backup=backup, uids=uids
+    )
+    pointers = [0 if t is None else t.data_ptr() for t in (alpha, gamma)]
+    ours = core.zo_combine(run, kind, stream.directions, *pointers, sumsq)
+    assert_same(tensors, wanted, f"q = {q}: tensors")
+    assert_same(backup, wanted_backup, f"q = {q}: backup")
+    if total is not None:
+        assert ours.total == total.item()
+    lists.check_guards()
+    return ours.report.launches
+
+
 @layouts
 @pytest.mark.parametrize("kind", DTYPE)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.usefixtures("portable")
 def test_zo_combine(core, name, shift, kind, distribution):
-    lists = Lists(SIZES[name], shift)
-    uids = uids_of(lists.sizes)
-    # q crosses the number of directions whose signs are drawn together: 8, or 16
-    for q, rounds, masked, source, saved, factors, sumsq in [
-        (1, 10, False, False, False, False, False),
-        (3, 7, True, True, True, True, True),
-        (9, 10, False, True, True, False, True),
-        (17, 7, True, False, False, True, False),
-    ]:
-        stream = Stream(core, q, distribution, rounds, listed=q == 3)
-        tensors = lists.normal(DTYPE[kind])
-        src = lists.normal(DTYPE[kind]) if source else []
-        backup = lists.normal(DTYPE[kind]) if saved else []
-        masks = lists.masks() if masked else []
-        generator = torch.Generator().manual_seed(1)
-        alpha = torch.randn(len(uids), generator=generator) if factors else None
-        gamma = torch.randn(len(uids), generator=generator) if factors else None
-        total = torch.zeros((), dtype=torch.float64) if sumsq else None
-        wanted, wanted_backup = clones(tensors), clones(backup)
-        reference.zo_combine_ref(
-            wanted, src, stream.coef, *stream.arguments(uids), masks, wanted_backup, alpha, gamma,
-            total,
-        )  # fmt: skip
-        run = run_of(
-            core, lists.sizes, [tensors, src or tensors], masks=masks, backup=backup, uids=uids
-        )
-        pointers = [0 if t is None else t.data_ptr() for t in (alpha, gamma)]
-        ours = core.zo_combine(run, kind, stream.directions, *pointers, sumsq)
-        assert_same(tensors, wanted, f"q = {q}: tensors")
-        assert_same(backup, wanted_backup, f"q = {q}: backup")
-        if total is not None:
-            assert ours.total == total.item()
-    lists.check_guards()
+    for call in CALLS:
+        check_zo_combine(core, Lists(SIZES[name], shift), kind, distribution, call)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.usefixtures("portable")
+def test_zo_combine_over_several_launches(core, distribution):
+    """Factors, uids and chunk partials keep their number in the whole list."""
+    call = (1, 10, False, False, False, True, True)
+    assert check_zo_combine(core, Lists(SIZES["tiny"]), "float32", distribution, call) > 1
 
 
 @pytest.mark.parametrize("name", ["one", "chunks", "mixed"])
