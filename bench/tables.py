@@ -67,7 +67,7 @@ def table(kind: str, path: Path) -> str:
 
 
 def render(text: str) -> str:
-    return BLOCK.sub(lambda m: m[1] + table(m[2], ROOT / m[3]) + m[4], text)
+    return BLOCK.sub(lambda m: m[1] + table(m[2], ROOT / m[3]) + m[5], text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,5 +1,7 @@
 // PyInit__C and build_info(); the ops register themselves. Limited API: one abi3 wheel.
+#ifndef Py_LIMITED_API  // the build sets it for abi3 wheels
 #define Py_LIMITED_API 0x030a0000
+#endif
 #include <Python.h>
 
 #include <string>
