@@ -37,8 +37,8 @@ SK_HD RoundKeys round_keys(uint64_t key) {
 }
 
 // Word holds the counter's 32-bit words. In SIMD lanes of 64 bits (Word = uint64_t) the products
-// need no widening and no shuffles: measured 2.6 times faster on AVX-512. Scalar code takes 32
-// bits.
+// need no widening and no shuffles: a normal took 0.55 instead of 1.23 ns on one AVX-512 core.
+// Scalar code takes 32 bits.
 template <int kRounds, class Word = uint32_t>
 SK_HD Words philox(uint64_t block, uint32_t uid, uint32_t direction, const RoundKeys& keys) {
   constexpr uint64_t kLow = 0xffffffffu;
