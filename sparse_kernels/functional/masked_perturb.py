@@ -30,7 +30,7 @@ def masked_perturb_(
         params: tensors (mutated); float32, bfloat16, float16 or float64.
         grads: tensors like ``params``.
         norm: 0-dim tensor, as ``grad_norm`` returns it; read on the device. Where ``norm`` or
-            it or ``rho / (norm + eps)`` is not finite the parameters keep their bits.
+            ``rho / (norm + eps)`` is not finite the parameters keep their bits.
         rho: perturbation radius, >= 0.
         masks: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.
         backup: tensors like ``params`` (mutated): the whole parameter's original bits, written in
