@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._backend import requested_backend, resolve
-from .reference._common import opmath_dtype
+from .reference._common import RANK_TILE, opmath_dtype
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -28,7 +28,7 @@ class ListArg:
         tensors: the list, or None where the optional list is absent.
         mutated: the op writes these tensors.
         kind: "same" (dtype of the first list), "opmath" (its math dtype), "words" (packed mask
-            bits), or a torch.dtype.
+            bits), "ranks" (of a packed backup), "counts" (of packed mask bits), or a torch.dtype.
         optional: the list may be absent.
     """
 
@@ -60,6 +60,19 @@ def words_for(numel: int) -> int:
     return -(-numel // 32)
 
 
+def tiles_for(numel: int) -> int:
+    """Entries of the table of ranks of ``numel`` elements."""
+    return -(-numel // RANK_TILE)
+
+
+#: lists of another length than the first one's: what they hold, how many of a tensor, their dtype
+_DERIVED = {
+    "words": ("words, the mask", words_for, torch.int32),
+    "ranks": ("ranks, the table", tiles_for, torch.int64),
+    "counts": ("counts, the table", lambda words: tiles_for(32 * words), torch.int64),
+}
+
+
 def check_tensor_list(op: str, name: str, tensors: Any) -> None:
     if isinstance(tensors, Tensor) or not isinstance(tensors, (list, tuple)):
         raise ValueError(
@@ -75,8 +88,8 @@ def check_tensor_list(op: str, name: str, tensors: Any) -> None:
 def _expected_dtype(kind: str | torch.dtype, leader: torch.dtype) -> torch.dtype:
     if isinstance(kind, torch.dtype):
         return kind
-    if kind == "words":
-        return torch.int32
+    if kind in _DERIVED:
+        return _DERIVED[kind][2]
     return leader if kind == "same" else opmath_dtype(leader)
 
 
@@ -84,12 +97,12 @@ def _check_pair(op: str, arg: ListArg, i: int, lead: ListArg, leader: Tensor) ->
     """One tensor against the tensor of the first list at the same index."""
     assert arg.tensors is not None
     t, label = arg.tensors[i], f"{op}: {arg.name}[{i}]"
-    if arg.kind == "words":
-        want = words_for(leader.numel())
-        if t.numel() != want:
+    if arg.kind in _DERIVED:
+        what, count, _ = _DERIVED[arg.kind]
+        if t.numel() != count(leader.numel()):
             raise ValueError(
-                f"{label} has {t.numel()} words, the mask of {lead.name}[{i}] "
-                f"({leader.numel()} elements) has {want}"
+                f"{label} has {t.numel()} {what} of {lead.name}[{i}] "
+                f"({leader.numel()} elements) has {count(leader.numel())}"
             )
     elif t.shape != leader.shape:
         if t.numel() != leader.numel():
@@ -149,9 +162,10 @@ def _one_group(args: Sequence[ListArg], floating: bool) -> Group | None:
             if not isinstance(arg.tensors, (list, tuple)):
                 return None  # a tensor, too, can be iterated over
             lists[arg.name] = tensors = list(arg.tensors)
-            if arg.kind == "words":
-                words = [(words_for(f[0].numel()), torch.int32, device) for f in facts]
-                fits = [(t.numel(), t.dtype, t.device) for t in tensors] == words
+            if arg.kind in _DERIVED:
+                _, count, kind = _DERIVED[arg.kind]
+                wanted = [(count(f[0].numel()), kind, device) for f in facts]
+                fits = [(t.numel(), t.dtype, t.device) for t in tensors] == wanted
             else:
                 kind = _expected_dtype(arg.kind, dtype)
                 expected = facts if kind == dtype else [(s, kind, d) for s, _, d in facts]
@@ -222,6 +236,12 @@ def check_scalar(op: str, name: str, value: float, low: float, *, strict: bool =
         )
 
 
+def check_scalar_tensor(op: str, name: str, value: Any) -> None:
+    """ValueError unless ``value`` is a tensor with one element."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ValueError(f"{op}: {name} must be a tensor with one element")
+
+
 def _storage_order(tensors: list[Tensor]) -> list[Tensor] | None:
     """Flat views in memory order if all tensors are dense with the same strides, else None."""
     first = tensors[0]
@@ -263,7 +283,7 @@ def grouped(
     assert lead is not None
     if not lead:
         return
-    ordered = ordered or any(a.kind == "words" for a in present)
+    ordered = ordered or any(a.kind in _DERIVED for a in present)
     keys: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, t in enumerate(lead):
         keys.setdefault((t.device, t.dtype), []).append(i)

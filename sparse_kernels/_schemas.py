@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import Library
 
 from . import reference
+from .reference._common import chunks_of
 
 COMPILED, REFERENCE, TRITON = "sparse_kernels", "sparse_kernels_reference", "sparse_kernels_triton"
 
@@ -28,6 +29,12 @@ _ZO_STREAM = (
     "Tensor key, Tensor? directions, int first_direction, int[] uids, str distribution, "
     "int rounds, Tensor[] masks"
 )
+#: what ranks an element of a selection: its score, |score|, or a number of the random stream
+_RANKED = "Tensor[] scores, str kind, Tensor? key, int[] firsts"
+_CANDIDATES = f"{_RANKED}, Tensor[] among, bool inverted"
+#: where the unperturbed parameters are: whole copies, or packed by a mask into one tensor
+_BACKUP = "Tensor[] masks, Tensor[] backup, Tensor[] ranks"
+_GATES = "Tensor? skip, Tensor? inv_scale"
 
 #: op name -> (schema without the name, stem of the file that implements it)
 SCHEMAS: dict[str, tuple[str, str]] = {
@@ -37,12 +44,41 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     ),
     "masked_perturb_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor norm, float rho, Tensor[] masks, "
-        "Tensor(b!)[] backup, bool adaptive, float eta, float eps) -> ()",
+        "Tensor(b!)[] backup, Tensor[] ranks, bool adaptive, float eta, float eps) -> ()",
         "masked_perturb",
     ),
-    "restore_": ("(Tensor(a!)[] params, Tensor[] backup, Tensor[] masks) -> ()", "restore"),
+    "restore_": (f"(Tensor(a!)[] params, {_BACKUP}) -> ()", "restore"),
+    "restore_sgd_": (
+        f"(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, {_BACKUP}, "
+        "float lr, float momentum, float dampening, bool nesterov, float weight_decay, "
+        f"bool maximize, bool first, {_GATES}) -> ()",
+        "restore_sgd",
+    ),
+    "restore_adamw_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+        f"{_BACKUP}, Tensor step_sizes, Tensor bias2_sqrts, float lr, float beta1, float beta2, "
+        f"float eps, float weight_decay, bool decoupled, bool maximize, {_GATES}) -> ()",
+        "restore_adamw",
+    ),
     "mask_pack_": ("(Tensor[] masks, Tensor(a!)[] words) -> ()", "mask_pack"),
     "mask_unpack_": ("(Tensor[] words, Tensor(a!)[] masks) -> ()", "mask_pack"),
+    "mask_count_": ("(Tensor[] words, Tensor(a!)[] counts) -> ()", "mask_count"),
+    "mask_apply_": ("(Tensor(a!)[] tensors, Tensor[] masks) -> ()", "mask_apply"),
+    "topk_histogram": (f"({_CANDIDATES}, Tensor prefix, int shift, int bits) -> Tensor", "mask_topk"),
+    "topk_write_": (
+        f"({_CANDIDATES}, Tensor threshold, Tensor(a!)[] words, bool accumulate) -> Tensor",
+        "mask_topk",
+    ),
+    "topk_ties_": (
+        f"({_CANDIDATES}, Tensor threshold, Tensor counts, Tensor before, Tensor take, "
+        "Tensor(a!)[] words) -> ()",
+        "mask_topk",
+    ),
+    "mask_nm_": (
+        f"({_RANKED}, int[] rows, int[] cols, int n, int m, bool along_rows, "
+        "Tensor(a!)[] words) -> ()",
+        "mask_nm",
+    ),
     "zo_combine_": (
         f"(Tensor(a!)[] tensors, Tensor[] src, Tensor coef, {_ZO_STREAM}, Tensor(b!)[] backup, "
         "Tensor? alpha, Tensor? gamma, Tensor(c!)? sumsq) -> ()",
@@ -91,12 +127,29 @@ def _fake_live(params: list[Tensor], *args: object) -> Tensor:
     return params[0].new_empty((len(params),), dtype=torch.int64)
 
 
+def _fake_histogram(scores: list[Tensor], *args: object) -> Tensor:
+    prefix, _, bits = args[-3:]
+    return prefix.new_empty((prefix.numel(), 1 << bits))  # type: ignore[attr-defined, operator]
+
+
+def _fake_tie_counts(scores: list[Tensor], *args: object) -> Tensor:
+    return scores[0].new_empty((sum(chunks_of(s.numel()) for s in scores),), dtype=torch.int64)
+
+
 _FAKES: dict[str, Callable] = {
     "grad_norm": _fake_grad_norm,
     "masked_perturb_": _returns_nothing,
     "restore_": _returns_nothing,
+    "restore_sgd_": _returns_nothing,
+    "restore_adamw_": _returns_nothing,
     "mask_pack_": _returns_nothing,
     "mask_unpack_": _returns_nothing,
+    "mask_count_": _returns_nothing,
+    "mask_apply_": _returns_nothing,
+    "topk_histogram": _fake_histogram,
+    "topk_write_": _fake_tie_counts,
+    "topk_ties_": _returns_nothing,
+    "mask_nm_": _returns_nothing,
     "zo_combine_": _returns_nothing,
     "zo_norm2": _scalar64,
     "zo_gram": _fake_zo_gram,

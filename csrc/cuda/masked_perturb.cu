@@ -8,10 +8,11 @@
 namespace sk::cuda {
 
 void masked_perturb_cuda(TensorList params, TensorList grads, Tensor norm, double rho,
-                         TensorList masks, TensorList backup, bool adaptive, double eta,
-                         double eps) {
+                         TensorList masks, TensorList backup, TensorList ranks, bool adaptive, double eta,
+                        double eps) {
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
+  STD_TORCH_CHECK(ranks.empty(), kOp, ": packed");
   const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup);
   const auto segments = make_segments({&params, &grads}, masks, backup);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {

@@ -7,9 +7,10 @@
 
 namespace sk::cuda {
 
-void restore_cuda(TensorList params, TensorList backup, TensorList masks) {
+void restore_cuda(TensorList params, TensorList masks, TensorList backup, TensorList ranks) {
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
+  STD_TORCH_CHECK(ranks.empty(), kOp, ": packed");
   check_restore(params, backup, masks);
   const auto segments = make_segments({&params, &backup}, masks, {});
   dispatch_bits(kOp, params[0].element_size(),

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    check_scalar,
+    check_scalar_tensor,
+    grouped,
+    opmath_dtype,
+)
+from ._backup import BackupArgs
 
 
 def masked_perturb_(
@@ -15,9 +24,10 @@ def masked_perturb_(
     norm: Tensor,
     rho: float,
     masks: Sequence[Tensor] | None = None,
-    backup: Sequence[Tensor] | None = None,
+    backup: Sequence[Tensor] | Tensor | None = None,
     adaptive: bool = False,
     *,
+    ranks: Sequence[Tensor] | None = None,
     eta: float = 0.0,
     eps: float = 1e-12,
     backend: str | None = None,
@@ -34,8 +44,11 @@ def masked_perturb_(
         rho: perturbation radius, >= 0.
         masks: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.
         backup: tensors like ``params`` (mutated): the whole parameter's original bits, written in
-            the same pass, for ``restore_``.
+            the same pass, for ``restore_``. With ``ranks`` one flat tensor (mutated) of the
+            parameters' dtype that takes the entries with bit 1 alone.
         adaptive: adaptive SAM; ``norm`` is then the weighted norm.
+        ranks: where each mask's entries stand in a packed backup (``mask_ranks``); all parameters
+            are then of one dtype and device.
         eta: added to ``|w|`` in the adaptive form, >= 0.
         eps: added to the norm, >= 0.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
@@ -57,22 +70,20 @@ def masked_perturb_(
         tensor([0.3000, 0.4000])
     """
     op = "masked_perturb_"
+    kept = BackupArgs(op, masks, backup, ranks, mutated=True, optional=True)
     args = [
         ListArg("params", params, mutated=True),
         ListArg("grads", grads, optional=False),
-        ListArg("masks", masks, kind="words"),
-        ListArg("backup", backup, mutated=True),
+        *kept.lists,
     ]
     whole = check_lists(op, args)
+    kept.check(params)
     for name, value in (("rho", rho), ("eta", eta), ("eps", eps)):
         check_scalar(op, name, value, 0.0)
-    if not isinstance(norm, Tensor) or norm.numel() != 1:
-        raise ValueError(f"{op}: norm must be a tensor with one element")
+    check_scalar_tensor(op, "norm", norm)
     for g in grouped(op, backend, args, ordered=False, whole=whole):
         on_device = norm.reshape(()).to(device=g.device, dtype=opmath_dtype(g.dtype))
-        lists = g.lists
         g.run(
-            lists["params"], lists["grads"], on_device, rho, lists["masks"], lists["backup"],
-            adaptive, eta, eps,
-        )  # fmt: skip
-    bump_versions(args)
+            g.lists["params"], g.lists["grads"], on_device, rho, *kept.of(g), adaptive, eta, eps
+        )
+    bump_versions([*args, *kept.mutated_lists()])

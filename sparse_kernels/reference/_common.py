@@ -7,6 +7,12 @@ from torch import Tensor
 
 CHUNK_SIZE = 65536  # elements per chunk: the unit of threading and of partial sums
 LANES = 2048  # partial sums per chunk; lane = element index mod LANES
+RANK_TILE = 8192  # elements per entry of a table of ranks (mask_count_)
+
+
+def chunks_of(numel: int) -> int:
+    """Chunks of a tensor; an empty one has none."""
+    return -(-numel // CHUNK_SIZE)
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,7 +48,7 @@ def chunk_sums(x: Tensor) -> Tensor:
     Within a chunk each of the 2,048 lanes adds its 32 values in index order, then a binary tree
     joins lane i with lane i + width. All of it in the dtype of ``x``; padding adds +0.0.
     """
-    chunks = -(-x.numel() // CHUNK_SIZE)
+    chunks = chunks_of(x.numel())
     padded = torch.nn.functional.pad(x, (0, chunks * CHUNK_SIZE - x.numel()))
     values = padded.reshape(chunks, CHUNK_SIZE // LANES, LANES)
     lanes = torch.zeros_like(values[:, 0])

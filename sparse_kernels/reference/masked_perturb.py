@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._backup import save
 from ._common import keep_bits, store, to_opmath
 
 
@@ -15,6 +16,7 @@ def masked_perturb_ref(
     rho: float,
     masks: list[Tensor],
     backup: list[Tensor],
+    ranks: list[Tensor],
     adaptive: bool,
     eta: float,
     eps: float,
@@ -24,8 +26,7 @@ def masked_perturb_ref(
     # a norm that is not finite leaves the parameters as they are; rho / inf alone would be finite
     finite = norm.isfinite() & scale.isfinite()
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        if backup:
-            backup[i].copy_(param)
+        save(param, i, masks, backup, ranks)
         w, g = to_opmath(param), to_opmath(grad)
         if adaptive:
             t = w.abs() + eta

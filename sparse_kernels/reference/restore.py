@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._common import keep_bits, store
+from ._backup import unperturbed
 
 
-def restore_ref(params: list[Tensor], backup: list[Tensor], masks: list[Tensor]) -> None:
-    for i, (param, saved) in enumerate(zip(params, backup, strict=True)):
-        store(param, saved, keep_bits(masks[i], param.numel()) if masks else None)
+def restore_ref(
+    params: list[Tensor], masks: list[Tensor], backup: list[Tensor], ranks: list[Tensor]
+) -> None:
+    for i, param in enumerate(params):
+        param.copy_(unperturbed(param, i, masks, backup, ranks))

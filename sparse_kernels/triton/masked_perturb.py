@@ -102,6 +102,7 @@ def masked_perturb_triton(
     rho: float,
     masks: list[Tensor],
     backup: list[Tensor],
+    ranks: list[Tensor],
     adaptive: bool,
     eta: float,
     eps: float,

@@ -55,7 +55,9 @@ def _restore_kernel(
         tl.store(param_ptr + offsets, saved, mask=keep)
 
 
-def restore_triton(params: list[Tensor], backup: list[Tensor], masks: list[Tensor]) -> None:
+def restore_triton(
+    params: list[Tensor], masks: list[Tensor], backup: list[Tensor], ranks: list[Tensor]
+) -> None:
     """Copy ``backup`` into ``params``, in place, one launch for the list."""
     plan = make_plan(params, TILE)
     if plan.programs == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparse_kernels import pack_mask
+from sparse_kernels import mask_ranks, pack_mask
 
 
 def _lists(count, device, dtype, seed):
@@ -15,7 +15,8 @@ def _lists(count, device, dtype, seed):
 
 def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[tuple]:
     """Argument tuples of ``op`` in schema order: every optional list absent, and present."""
-    a, b, c = _lists(3, device, dtype, 1)
+    a, b, c, d, e = _lists(5, device, dtype, 1)
+    e = [t.abs() for t in e]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     duals, first, second = _lists(3, device, wide, 2)
     second = [t.abs() for t in second]
@@ -32,15 +33,51 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     norm = torch.tensor(2.0, dtype=wide, device=device)
     rows = torch.linspace(0.1, 1.0, 5, dtype=wide, device=device)
     bools = [t > 0 for t in a]
+    gate = torch.zeros((), dtype=wide, device=device)
+    ranks = mask_ranks([m.cpu() for m in masks])
+    packed = [torch.zeros(sum(int(m.sum()) for m in bools), dtype=dtype, device=device)]
+    ranks = [r.to(device) for r in ranks]
+    tiles = [torch.zeros_like(r) for r in ranks]
+    words = [m.clone() for m in masks]
+    firsts, rows, cols = [0, 5, 5, 68], [1, 1, 9, 1], [5, 0, 7, 1]
+    pool = torch.tensor([2], device=device)
+    pools, ones = torch.tensor([1, 2, 3, 4], device=device), torch.ones(3, dtype=torch.int64, device=device)
     return {
         "grad_norm": [(a, [], [], 0.0, False), (a, masks, b, 0.5, True)],
         "masked_perturb_": [
-            (a, b, norm, 0.5, [], [], False, 0.0, 1e-12),
-            (a, b, norm, 0.5, masks, c, True, 0.1, 1e-3),
+            (a, b, norm, 0.5, [], [], [], False, 0.0, 1e-12),
+            (a, b, norm, 0.5, masks, c, [], True, 0.1, 1e-3),
+            (a, b, norm, 0.5, masks, packed, ranks, False, 0.0, 1e-12),
         ],
-        "restore_": [(a, b, []), (a, b, masks)],
+        "restore_": [(a, [], b, []), (a, masks, b, []), (a, masks, packed, ranks)],
+        "restore_sgd_": [
+            (a, b, [], [], c, [], 0.1, 0.0, 0.0, False, 0.0, False, False, None, None),
+            (a, b, d, masks, c, [], 0.1, 0.9, 0.1, False, 0.1, True, True, None, gate),
+            (a, b, d, masks, packed, ranks, 0.1, 0.9, 0.0, True, 0.1, False, False, gate, gate),
+        ],
+        "restore_adamw_": [
+            (a, b, d, e, [], c, [], scale, scale, 0.1, 0.9, 0.99, 1e-8, 0.0, True, False, None,
+             None),
+            (a, b, d, e, masks, packed, ranks, scale, scale, 0.1, 0.9, 0.99, 1e-8, 0.1, False,
+             True, gate, gate),
+        ],
         "mask_pack_": [(bools, masks)],
         "mask_unpack_": [(masks, bools)],
+        "mask_count_": [(masks, tiles)],
+        "mask_apply_": [(a, masks)],
+        "topk_histogram": [
+            (a, "value", None, firsts, [], False, pool, 21, 11),
+            (a, "random", key, firsts, masks, True, pools, 0, 10),
+        ],
+        "topk_write_": [
+            (a, "abs", None, firsts, [], False, pool, masks, False),
+            (a, "random", key, firsts, masks, True, pools, words, True),
+        ],
+        "topk_ties_": [(a, "value", None, firsts, masks, False, pools, ones, ones, pools, words)],
+        "mask_nm_": [
+            (a, "abs", None, firsts, rows, cols, 2, 4, True, words),
+            (a, "random", key, firsts, rows, cols, 1, 3, False, words),
+        ],
         "zo_combine_": [
             (a, [], coef, *plain, [], None, None, None),
             (a, b, coef, *other, c, scale, scale, sumsq),

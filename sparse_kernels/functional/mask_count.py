@@ -1,0 +1,75 @@
+"""Ones of bit masks, and where they stand when they are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._check import ListArg, check_lists, check_tensor_list, grouped, tiles_for
+
+
+def _tile_counts(op: str, masks: Sequence[Tensor], backend: str | None) -> list[Tensor]:
+    check_tensor_list(op, "masks", masks)
+    for i, m in enumerate(masks):
+        if m.dtype != torch.int32:
+            raise ValueError(f"{op}: masks[{i}] is {m.dtype}, expected int32 words")
+    counts = [m.new_empty(tiles_for(32 * m.numel()), dtype=torch.int64) for m in masks]
+    args = [ListArg("masks", masks), ListArg("counts", counts, kind="counts")]
+    whole = check_lists(op, args, floating=False)
+    for g in grouped("mask_count_", backend, args, ordered=True, whole=whole):
+        g.run(g.lists["masks"], g.lists["counts"])
+    return counts
+
+
+def count_ones(masks: Sequence[Tensor], *, backend: str | None = None) -> list[Tensor]:
+    """Count the ones of every bit mask.
+
+    Args:
+        masks: int32 bit masks (``pack_mask``), padding bits 0.
+        backend: "auto", "cuda", "triton", "cpp" or "reference".
+
+    Returns:
+        One int64 0-dim tensor per mask, on its device.
+
+    Raises:
+        ValueError: not a list of int32 tensors.
+        BackendUnavailableError: the backend asked for is not there.
+
+    Example:
+        >>> count_ones(pack_mask([torch.tensor([True, False, True])]))
+        [tensor(2)]
+    """
+    return [c.sum() for c in _tile_counts("count_ones", masks, backend)]
+
+
+def mask_ranks(masks: Sequence[Tensor], *, backend: str | None = None) -> list[Tensor]:
+    """Tell where the entries with bit 1 stand when those of all masks are packed into one tensor.
+
+    Args:
+        masks: int32 bit masks (``pack_mask``) of one device, padding bits 0, in the order in which
+            they are packed.
+        backend: "auto", "cuda", "triton", "cpp" or "reference".
+
+    Returns:
+        One int64 tensor per mask: for every tile of 8,192 entries the number of ones before it, in
+        its own mask and in those before. 1/1024 byte per entry.
+
+    Raises:
+        ValueError: not a list of int32 tensors, or several devices.
+        BackendUnavailableError: the backend asked for is not there.
+
+    Example:
+        >>> masks = pack_mask([torch.tensor([True, False, True]), torch.tensor([True])])
+        >>> mask_ranks(masks)
+        [tensor([0]), tensor([2])]
+    """
+    counts = _tile_counts("mask_ranks", masks, backend)
+    if not counts:
+        return []
+    if any(c.device != counts[0].device for c in counts):
+        raise ValueError("mask_ranks: the masks are on several devices")
+    flat = torch.cat(counts)
+    flat = flat.cumsum(0) - flat
+    return list(flat.split([c.numel() for c in counts]))

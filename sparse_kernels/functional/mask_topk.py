@@ -1,0 +1,153 @@
+"""Exact global selection of the k best entries of a list, without a sort and without indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._check import bump_versions, words_for
+from ..reference._common import chunks_of
+from ._ranked import Ranked
+
+DIGIT = 11  # bits of the key per histogram
+
+
+class _Pools:
+    """Per-pool numbers on the home device, and how the groups' pools and chunks map to them."""
+
+    def __init__(self, ranked: Ranked, ks: list[int], home: torch.device) -> None:
+        self.single = len(ks) == 1
+        self.home = home
+        self.left = torch.tensor(ks, dtype=torch.int64, device=home)
+        self.prefix = torch.zeros_like(self.left)
+        self.chunks = [chunks_of(s.numel()) for s in ranked.scores]
+
+    def part(self, values: Tensor, indices: list[int], device: torch.device) -> Tensor:
+        """The pools of some tensors, on their device."""
+        if not self.single and len(indices) != values.numel():
+            values = values[torch.tensor(indices, device=values.device)]
+        return values.to(device).contiguous()
+
+    def pick(self, histogram: Tensor, bits: int) -> None:
+        """Append to each prefix the digit in which its k-th largest key lies.
+
+        ``left`` becomes the number still to be taken among the keys with that prefix.
+        """
+        above = histogram.flip(1).cumsum(1).flip(1)  # keys with this digit or a larger one
+        digit = (above >= self.left.unsqueeze(1)).sum(1) - 1  # counts fall: the last that suffices
+        digit = digit.clamp(min=0)  # fewer candidates than k: all of them
+        larger = torch.nn.functional.pad(above[:, 1:], (0, 1))
+        self.left = self.left - larger.gather(1, digit.unsqueeze(1)).squeeze(1)
+        self.prefix = (self.prefix << bits) | digit
+
+    def ties_before(self, counts: list[Tensor]) -> list[Tensor]:
+        """Ties in earlier chunks of the pool, per chunk, from ties per chunk and tensor."""
+        flat = torch.cat(counts)
+        before = flat.cumsum(0) - flat
+        parts = list(before.split(self.chunks))
+        if not self.single:
+            parts = [p - p[:1] for p in parts]
+        return parts
+
+
+def mask_topk(
+    scores: Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    kind: str = "value",
+    key: int | None = None,
+    among: Sequence[Tensor] | None = None,
+    inverted: bool = False,
+    out: Sequence[Tensor] | None = None,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """Bit masks of the k largest scores of a list, exactly k of them.
+
+    Order: score descending, then global index (tensors in list order, each flattened row-major)
+    ascending; NaN ranks below -inf, -0.0 equals +0.0. A radix select: three histogram passes over
+    the scores (six for float64) and one that writes; ties are counted per chunk of 65,536 entries.
+    Memory beyond scores and bits: 16 bytes per chunk and 16 KiB per selection. No value comes to
+    the host.
+
+    Args:
+        scores: tensors of any shapes; float32, bfloat16, float16 or float64. Not modified.
+        k: number of ones over the whole list, or one number per tensor (selected separately).
+            Where there are fewer candidates, all of them.
+        kind: "value": rank by the score; "abs": by its magnitude; "random": by 32-bit numbers of
+            the counter-based stream, of the scores only the shapes are used.
+        key: of the stream, in [0, 2^64), for kind "random"; the same key gives the same mask on
+            every device.
+        among: int32 bit masks; only entries with bit 1 are candidates.
+        inverted: candidates are the entries with bit 0 instead.
+        out: int32 bit masks that take the result by OR (mutated); default new ones.
+        backend: "auto", "cuda", "triton", "cpp" or "reference".
+
+    Returns:
+        int32 bit masks as ``pack_mask`` makes them, one per tensor, on its device (``out`` if
+        given).
+
+    Raises:
+        ValueError: lists do not fit, k or the key is out of range.
+        BackendUnavailableError: the backend asked for is not there.
+
+    Example:
+        >>> mask_topk([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 2.0])], 2)
+        [tensor([2], dtype=torch.int32), tensor([1], dtype=torch.int32)]
+    """
+    op = "mask_topk"
+    ranked = Ranked(op, scores, kind, key, {"among": among, "out": out}, backend)
+    ks = _checked_counts(op, ranked, k)
+    words = list(out) if out is not None else _empty_words(ranked)
+    if not ranked.scores:
+        return words
+    pools = _Pools(ranked, ks, ranked.scores[0].device)
+    shift = ranked.key_bits
+    while shift > 0:
+        bits = min(DIGIT, shift)
+        shift -= bits
+        total = pools.prefix.new_zeros((len(ks), 1 << bits))
+        for g, first in ranked.groups("topk_histogram"):
+            prefix = pools.part(pools.prefix, g.indices, g.device)
+            part = g.run(*first, g.lists["among"], inverted, prefix, shift, bits).to(pools.home)
+            if pools.single:
+                total += part
+            else:
+                total[torch.tensor(g.indices, device=pools.home)] = part
+        pools.pick(total, bits)
+    counts: list[Tensor] = [total] * len(words)
+    for g, first in ranked.groups("topk_write_"):
+        own = [words[i] for i in g.indices]
+        threshold = pools.part(pools.prefix, g.indices, g.device)
+        ties = g.run(*first, g.lists["among"], inverted, threshold, own, out is not None)
+        split = ties.to(pools.home).split([pools.chunks[i] for i in g.indices])
+        for i, part in zip(g.indices, split, strict=True):
+            counts[i] = part
+    before = pools.ties_before(counts)
+    for g, first in ranked.groups("topk_ties_"):
+        per_pool = [pools.part(v, g.indices, g.device) for v in (pools.prefix, pools.left)]
+        per_chunk = [torch.cat([v[i] for i in g.indices]).to(g.device) for v in (counts, before)]
+        g.run(
+            *first, g.lists["among"], inverted, per_pool[0], *per_chunk, per_pool[1],
+            [words[i] for i in g.indices],
+        )  # fmt: skip
+    if out is not None:
+        bump_versions(ranked.mutated("out"))
+    return words
+
+
+def _checked_counts(op: str, ranked: Ranked, k: int | Sequence[int]) -> list[int]:
+    sizes = [s.numel() for s in ranked.scores]
+    ks = [k] if isinstance(k, int) else list(k)
+    limits = [sum(sizes)] if isinstance(k, int) else sizes
+    if len(ks) != len(limits):
+        raise ValueError(f"{op}: {len(ks)} counts for {len(limits)} tensors")
+    for value, limit in zip(ks, limits, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+            raise ValueError(f"{op}: k must be in [0, {limit}], got {value}")
+    return ks
+
+
+def _empty_words(ranked: Ranked) -> list[Tensor]:
+    return [s.new_empty(words_for(s.numel()), dtype=torch.int32) for s in ranked.scores]

@@ -1,0 +1,57 @@
+"""restore_sgd_: the SGD step from the unperturbed parameters, with the gradient at w + e."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._backup import unperturbed
+from ._common import opmath_dtype, rounded, store, to_opmath
+
+
+def gate(skip: Tensor | None, like: Tensor) -> Tensor:
+    """Bool tensor of the shape of ``like``: True where the update happens."""
+    if skip is None:
+        return torch.ones_like(like, dtype=torch.bool)
+    return (skip == 0).expand(like.shape)
+
+
+def direction(grad: Tensor, inv_scale: Tensor | None, maximize: bool) -> Tensor:
+    g = to_opmath(grad)
+    if inv_scale is not None:
+        g = g * inv_scale
+    return -g if maximize else g
+
+
+def restore_sgd_ref(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    masks: list[Tensor],
+    backup: list[Tensor],
+    ranks: list[Tensor],
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+    first: bool,
+    skip: Tensor | None,
+    inv_scale: Tensor | None,
+) -> None:
+    decay = rounded(weight_decay, opmath_dtype(params[0].dtype))
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        original = unperturbed(param, i, masks, backup, ranks)
+        w, g = to_opmath(original), direction(grad, inv_scale, maximize)
+        keep = gate(skip, w)
+        if decay != 0.0:
+            g = g + decay * w
+        if momentum_buffers:
+            buffer = g
+            if not first:
+                buffer = momentum * to_opmath(momentum_buffers[i]) + (1.0 - dampening) * g
+            store(momentum_buffers[i], buffer, keep)
+            g = g + momentum * buffer if nesterov else buffer
+        param.copy_(original)
+        store(param, w - lr * g, keep)
