@@ -64,7 +64,10 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     "mask_unpack_": ("(Tensor[] words, Tensor(a!)[] masks) -> ()", "mask_pack"),
     "mask_count_": ("(Tensor[] words, Tensor(a!)[] counts) -> ()", "mask_count"),
     "mask_apply_": ("(Tensor(a!)[] tensors, Tensor[] masks) -> ()", "mask_apply"),
-    "topk_histogram": (f"({_CANDIDATES}, Tensor prefix, int shift, int bits) -> Tensor", "mask_topk"),
+    "topk_histogram": (
+        f"({_CANDIDATES}, Tensor prefix, int shift, int bits) -> Tensor",
+        "mask_topk",
+    ),
     "topk_write_": (
         f"({_CANDIDATES}, Tensor threshold, Tensor(a!)[] words, bool accumulate) -> Tensor",
         "mask_topk",

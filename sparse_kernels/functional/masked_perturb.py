@@ -83,7 +83,5 @@ def masked_perturb_(
     check_scalar_tensor(op, "norm", norm)
     for g in grouped(op, backend, args, ordered=False, whole=whole):
         on_device = norm.reshape(()).to(device=g.device, dtype=opmath_dtype(g.dtype))
-        g.run(
-            g.lists["params"], g.lists["grads"], on_device, rho, *kept.of(g), adaptive, eta, eps
-        )
+        g.run(g.lists["params"], g.lists["grads"], on_device, rho, *kept.of(g), adaptive, eta, eps)
     bump_versions([*args, *kept.mutated_lists()])

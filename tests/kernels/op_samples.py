@@ -41,7 +41,10 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     words = [m.clone() for m in masks]
     firsts, rows, cols = [0, 5, 5, 68], [1, 1, 9, 1], [5, 0, 7, 1]
     pool = torch.tensor([2], device=device)
-    pools, ones = torch.tensor([1, 2, 3, 4], device=device), torch.ones(3, dtype=torch.int64, device=device)
+    pools, ones = (
+        torch.tensor([1, 2, 3, 4], device=device),
+        torch.ones(3, dtype=torch.int64, device=device),
+    )
     return {
         "grad_norm": [(a, [], [], 0.0, False), (a, masks, b, 0.5, True)],
         "masked_perturb_": [
