@@ -60,9 +60,8 @@ def mask_dropgrow(
     """
     op = "mask_dropgrow"
     per_tensor = not isinstance(live, int)
-    lives = list(live) if per_tensor else [live]  # type: ignore[arg-type, list-item]
-    drops = [count] if isinstance(count, int) else list(count)
-    grows = drops if grow is None else [grow] if isinstance(grow, int) else list(grow)
+    lives, drops = _listed(live), _listed(count)
+    grows = drops if grow is None else _listed(grow)
     if not len(lives) == len(drops) == len(grows):
         raise ValueError(f"{op}: {len(lives)} live counts, {len(drops)} and {len(grows)} to move")
     for have, gone in zip(lives, drops, strict=True):
@@ -78,3 +77,7 @@ def mask_dropgrow(
         grow_scores, grows if per_tensor else grows[0],
         kind=grow_kind, key=grow_key, among=before, inverted=True, out=new, backend=backend,
     )  # fmt: skip
+
+
+def _listed(value: int | Sequence[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
