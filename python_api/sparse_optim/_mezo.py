@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from sparse_kernels import restore_, zo_combine_
 
 from ._backup import WholeBackup
-from ._base import STATE_KEY, STATE_VERSION
 from ._bitmask import BitMask
 from ._directions import DirectionReport, Directions, Probe
 from ._support import BufferGuard, check_backend, check_number, trainable
+from ._wrapper import STATE_KEY, STATE_VERSION
 
 
 class MeZO(DirectionReport, Optimizer):

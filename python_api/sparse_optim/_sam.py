@@ -7,19 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from sparse_kernels import grad_norm, masked_perturb_
-
-from ._backup import Moved, PackedBackup
-from ._base import PerturbingOptimizer
-from ._bitmask import BitMask
-from ._support import Phase, check_int, check_number, trainable
+from ._ascent import Ascent
+from ._support import Phase, check_int
 from ._weight_mask import MaskOfParams, Masks
 
 
-class SAM(PerturbingOptimizer):
+class SAM(Ascent):
     """Sharpness-aware minimisation around any torch optimizer.
 
     ``e = rho g / (||g|| + eps)`` with one norm over all groups, then the base optimizer updates w
@@ -101,108 +97,19 @@ class SAM(PerturbingOptimizer):
         backend: str = "auto",
         **base_kwargs: Any,
     ) -> None:
-        self.eps = check_number("eps", eps, 0.0)
         self.closure_calls = check_int("closure_calls", closure_calls, 1, 3)
         self.interval = check_int("interval", interval, 1)
-        self.check_gradients, self.shard_group = bool(check_gradients), shard_group
-        self._norm: Tensor | None = None
-        self._packed: PackedBackup | None = None
-        self._stale = False
         self._steps = 0
         defaults = {"rho": rho, "adaptive": bool(adaptive), "eta": eta}
         self._check_group(defaults)
-        super().__init__(params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend)
+        super().__init__(
+            params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend,
+            eps=eps, check_gradients=check_gradients, shard_group=shard_group,
+        )  # fmt: skip
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        check_number("rho", group["rho"], 0.0)
-        check_number("eta", group["eta"], 0.0)
-
-    # -- ascent ------------------------------------------------------------------------------
-
-    def _mask_changed(self) -> None:
-        self._stale = True
-
-    def _perturbed_mask(self, params: list[Tensor]) -> BitMask | None:
-        """Which entries of these parameters move; None: all."""
-        return self._weights.over(params)
-
-    def _backup_for(self, params: list[Tensor]) -> PackedBackup | None:
-        """The packed backup of what moves, made anew when the mask has changed; None: all moves."""
-        if self._packed is None or self._stale or any(p not in self._packed for p in params):
-            every = trainable(self.param_groups)
-            mask = self._perturbed_mask(every)
-            old, self._packed = self._packed, None
-            if mask is None:
-                return None
-            self._packed = PackedBackup(every, mask)
-            self._packed.inherit(old)
-            self._stale = False
-        return self._packed
-
-    def _norm_words(self, params: list[Tensor]) -> list[Tensor] | None:
-        """Masks of the entries that are counted in the norm; None: all."""
-        return self._weights.words(params)
-
-    def _global_norm(self, params: list[Tensor], forms: list[tuple]) -> Tensor:
-        """One norm over all groups, on the device."""
-        counted = self._norm_words(params)
-        parts = []
-        sharded = self.shard_group is not None
-        for adaptive, eta in dict.fromkeys(form[1:] for form in forms):
-            at = [i for i, form in enumerate(forms) if form[1:] == (adaptive, eta)]
-            own = [params[i] for i in at]
-            grads = [p.grad for p in own]
-            parts.append(
-                grad_norm(
-                    grads,  # type: ignore[arg-type]
-                    None if counted is None else [counted[i] for i in at],
-                    weights=own if adaptive else None,
-                    eta=eta if adaptive else 0.0,
-                    backend=self.backend,
-                )
-            )
-        if len(parts) == 1 and not sharded:
-            return parts[0]
-        home = parts[0].device
-        wide = any(p.dtype == torch.float64 for p in params)
-        squares = [n.to(home, torch.float64).square() for n in parts]
-        total = torch.stack(squares).sum()
-        if sharded:
-            torch.distributed.all_reduce(total, group=self.shard_group)
-        return total.sqrt().to(torch.float64 if wide else torch.float32)
-
-    def _perturb(self) -> None:
-        params = self._with_gradient("first_step")
-        if not params and self.shard_group is None:
-            raise RuntimeError(f"{type(self).__name__}.first_step: no parameter has a gradient")
-        form_of = {
-            p: (check_number("rho", g["rho"], 0.0), bool(g["adaptive"]), float(g["eta"]))
-            for g in self.param_groups
-            for p in g["params"]
-        }
-        forms = [form_of[p] for p in params]
-        packed = self._backup_for(params)
-        self._norm = self._global_norm(params, forms)
-        for form in dict.fromkeys(forms):
-            rho, adaptive, eta = form
-            if rho == 0.0:
-                continue  # adding 0 g would turn -0.0 into +0.0
-            own = [p for p, f in zip(params, forms, strict=True) if f == form]
-            if packed is None:
-                parts = [Moved(own, self._copies.of(own))]
-            elif packed.live == 0:
-                continue
-            else:
-                parts = list(packed.split(own))
-            for part in parts:
-                masked_perturb_(
-                    part.params, [p.grad for p in part.params], self._norm, rho,  # type: ignore[misc]
-                    **part.arguments(), adaptive=adaptive, eta=eta, eps=self.eps,
-                    backend=self.backend,
-                )  # fmt: skip
-                self._moved.append(part)
+    # -- one step ----------------------------------------------------------------------------
 
     @property
     def perturbs(self) -> bool:
@@ -268,23 +175,6 @@ class SAM(PerturbingOptimizer):
             raise
         self._update(skip)
         self._steps += 1
-
-    def _suppressed(self, params: list[Tensor]) -> Tensor | None:
-        """Whether a gradient is not finite, on the device; None: not looked for."""
-        skip = None if self._norm is None else ~self._norm.isfinite()
-        # a scaler has looked at the gradients of the second pass already
-        if self.check_gradients and getattr(self, "found_inf", None) is None and params:
-            words = self._weights.words(params)
-            norm = grad_norm([p.grad for p in params], words, backend=self.backend)  # type: ignore[misc]
-            second = ~norm.isfinite()
-            skip = second if skip is None else skip | second.to(skip.device)
-        if skip is not None and self.shard_group is not None:
-            anywhere = skip.to(torch.float32)
-            torch.distributed.all_reduce(
-                anywhere, torch.distributed.ReduceOp.MAX, group=self.shard_group
-            )
-            skip = anywhere > 0
-        return skip
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a whole step with a closure, or finish one.
@@ -378,6 +268,3 @@ class SAM(PerturbingOptimizer):
         self._weights.take(*taken)
         self._mask_changed()
         self._steps = extra.get("steps", 0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_packed": None}  # made anew from the mask
