@@ -158,8 +158,9 @@ class PerturbingOptimizer(WrappingOptimizer):
     def _apply_base(self, skip: Tensor | None = None) -> None:
         """Restore and update with the gradients; one pass where the base step can be fused.
 
-        ``skip``, if it is not 0, or the scaler's overflow flag leaves only the restore. It is obeyed on the device
-        where that is possible; otherwise one bool comes to the host, as in GradScaler.
+        ``skip``, where it is not 0, or the scaler's overflow flag leaves only the restore. It is
+        obeyed on the device where that is possible; otherwise one bool comes to the host, as in
+        GradScaler.
         """
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         base = self.base_optimizer
