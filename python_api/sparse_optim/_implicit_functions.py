@@ -69,6 +69,31 @@ def names_of_layers(model: nn.Module, layers: Iterable[str] | None) -> tuple[str
     return tuple(wanted)
 
 
+class _EagerBlocks:
+    """Compiled models run eagerly while a block is open.
+
+    Traced with masked layers in it, a compiled model would break at each of them, and torch gives
+    such a frame up for good: it would stay uncompiled outside the block.
+    """
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._stance: Any = None
+
+    def enter(self) -> None:
+        if self._open == 0:
+            self._stance = torch.compiler.set_stance("force_eager")
+        self._open += 1
+
+    def leave(self) -> None:
+        self._open -= 1
+        if self._open == 0:  # blocks of several objects need not be nested
+            self._stance.__exit__(None, None, None)
+
+
+eager_blocks = _EagerBlocks()
+
+
 class Mask(NamedTuple):
     """The packed mask of one layer, and the names its messages and its unpacking need."""
 
@@ -108,8 +133,6 @@ class _LinearInputGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
-        if not ctx.needs_input_grad[1]:
-            return dy, None, None, None, None
         weight, words = ctx.saved_tensors
         masked = _masked(weight, words, ctx.mask, dy.dtype)
         # the products torch takes for the dense layer, so that an all-ones mask changes no bit
@@ -146,8 +169,6 @@ class _ConvInputGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
-        if not ctx.needs_input_grad[1]:
-            return dy, *[None] * 6
         x, weight, words = ctx.saved_tensors
         masked = _masked(weight, words, ctx.mask, dy.dtype)
         batched = x.dim() == weight.dim()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparse_kernels import pack_mask
 
 from ._fisher import _eval_mode
-from ._implicit_functions import Mask, masked_forward, names_of_layers
+from ._implicit_functions import Mask, eager_blocks, masked_forward, names_of_layers
 from ._support import check_backend, check_int, check_number
 from .masks import BitMask, FisherMask, MaskPolicy
 
@@ -55,8 +55,8 @@ class ImplicitMask:
     Note:
         The forward must run inside the block, and with activation checkpoints the backward too.
         First derivatives only; transforms of ``torch.func`` refuse the model inside the block.
-        ``torch.compile``: a compiled model compiles once more for the block, and is as before
-        outside. A layer whose input needs no gradient, such as the first, has no product to mask.
+        A compiled model runs eagerly inside the block, and compiled as before outside. A layer
+        whose input needs no gradient, such as the first, has no product to mask.
 
     Source: arXiv 2306.17504, as its released code runs it.
 
@@ -218,6 +218,7 @@ class ImplicitMask:
                     f"ImplicitMask: the forward of layer {name!r} is replaced already, "
                     "by another ImplicitMask or by other code"
                 )
+        eager_blocks.enter()
         for name, module in zip(self.layers, modules, strict=True):
             mask = self._masks[name]
             bound = Mask(name, mask.words[0], mask.shapes[0], self.backend)
@@ -236,6 +237,7 @@ class ImplicitMask:
         for module in self._patched:
             vars(module).pop("forward", None)
         self._patched = None
+        eager_blocks.leave()
 
     def __enter__(self) -> ImplicitMask:
         self.begin_pass1()

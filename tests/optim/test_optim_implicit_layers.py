@@ -7,9 +7,10 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from optim_cases import assert_same_bits
-from sparse_optim import ImplicitMask
+from optim_cases import assert_same_bits, batch, clone_grads, cross_entropy, mlp
+from sparse_optim import ImplicitMask, MagnitudeMask
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -198,3 +199,84 @@ def test_in_place_activations_and_repeated_backwards():
         (slope,) = torch.autograd.grad(y, x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             slope.sum().backward()
+
+
+def parametrized(kind):
+    layer = nn.Linear(6, 6)
+    if kind == "weight_norm":
+        return parametrizations.weight_norm(layer)
+    if kind == "spectral_norm":
+        return parametrizations.spectral_norm(layer)
+    return prune.random_unstructured(layer, "weight", 0.3)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "prune"])
+def test_a_parametrized_weight_is_masked_as_the_layer_uses_it(kind):
+    model = nn.Sequential(nn.Linear(6, 6), parametrized(kind))
+    buffers = [b.clone() for b in model.buffers()]
+    implicit = ImplicitMask(model, MagnitudeMask())
+    for a, b in zip(model.buffers(), buffers, strict=True):
+        assert torch.equal(a, b)  # scores are taken without a power iteration
+    model[1].eval()
+    weight = model[1].weight.detach()
+    assert implicit.mask == MagnitudeMask().compute([model[0].weight, weight], 0.5)
+    x = torch.randn(5, 6, requires_grad=True)
+    hidden = model[0](x).detach().requires_grad_()
+    with implicit:
+        model[1](hidden).sum().backward()
+    keep = implicit.mask.to_bool()[1]
+    expected = torch.ones(5, 6) @ torch.where(keep, weight, 0.0)
+    torch.testing.assert_close(hidden.grad, expected)
+    sparse = clone_grads(model[1])
+    model.zero_grad()
+    model[1](hidden.detach()).sum().backward()
+    for a, b in zip(sparse, clone_grads(model[1]), strict=True):
+        assert_same_bits(a, b)
+    with pytest.raises(ValueError, match="weight of layer '1' is computed"):
+        ImplicitMask(model).update_mask(model, batch(), cross_entropy)
+    own = ImplicitMask(model)
+    own.set_masks({"0": keep, "1": keep})
+    assert own.mask.live == 2 * int(keep.sum())
+
+
+def test_a_tied_weight_has_a_mask_per_layer():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    first, second = torch.rand(4, 4) < 0.5, torch.rand(4, 4) < 0.5
+    implicit = ImplicitMask(model)
+    implicit.set_masks({"0": first, "1": second})
+    x, w = torch.randn(3, 4, requires_grad=True), model[0].weight.detach()
+    with implicit:
+        model(x).sum().backward()
+    middle = torch.ones(3, 4) @ (w * second)
+    torch.testing.assert_close(x.grad, middle @ (w * first))
+    hidden = x.detach() @ w.t()
+    expected = middle.t() @ x.detach() + torch.ones(3, 4).t() @ hidden
+    torch.testing.assert_close(model[0].weight.grad, expected)
+    implicit.update_mask(model, batch_of(x), nn.functional.mse_loss)  # the sum over both uses
+    assert implicit.mask.live == 16
+
+
+def batch_of(x):
+    return x.detach(), torch.zeros(len(x), 4)
+
+
+def test_a_weight_replaced_after_the_mask_is_refused_by_name():
+    model = mlp()
+    implicit = ImplicitMask(model, MagnitudeMask())
+    model[2].weight = nn.Parameter(torch.randn(3, 5))
+    with (
+        pytest.raises(RuntimeError, match=r"layer '2' has shape \(3, 5\).*mask \(3, 9\)"),
+        implicit,
+    ):
+        model[2](torch.randn(2, 5, requires_grad=True))
+    assert "forward" not in vars(model[2])
+
+
+def test_a_weight_changed_between_forward_and_backward_is_refused():
+    layer = nn.Linear(4, 3).requires_grad_(False)
+    with ImplicitMask(layer, MagnitudeMask()):
+        y = layer(torch.randn(2, 4, requires_grad=True))
+        layer.weight.mul_(2.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
