@@ -102,6 +102,7 @@ def test_property_27_convolution_dtypes_and_memory_formats(dims, padding, dtype)
     if dims in FORMATS:
         layer = layer.to(memory_format=FORMATS[dims])
         check_property_27(layer, [x.to(memory_format=FORMATS[dims]) for x in inputs])
+        check_property_27(layer, inputs)  # the weight alone decides the format of dx
 
 
 def test_property_27_under_autocast(dtype):
