@@ -25,9 +25,10 @@ class ImplicitMask:
 
     Inside the block, for a layer ``y = x W^T + b``: ``dx = dy (W∘m)``; the forward,
     ``dW = dy^T x`` and ``db = sum dy`` are those of the layer. Convolutions alike:
-    ``dx = conv_transpose(dy, W∘m)``. The optimizer around it is plain ``SAM``; its perturbation has
-    no zeros because of the mask. Outside the block the model is what it was: no module is replaced,
-    nothing is registered, nothing is kept in it.
+    ``dx = conv_transpose(dy, W∘m)``. The optimizer around it is plain ``SAM``, its
+    perturbation is dense; only an input whose weights are all masked passes no gradient on, so a
+    mask of zeros cuts the backward at its layer. Outside the block the model is what it was: no
+    module is replaced, nothing is registered or kept in it.
 
     Args:
         model: the model; not modified outside the block.
