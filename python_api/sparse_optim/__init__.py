@@ -3,6 +3,7 @@
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, bregman_param_groups
 from .flops import SparseFlops, bregman_cost_ratio
+from .implicit import ImplicitMask
 from .masks import (
     BitMask,
     DynamicMask,
@@ -26,6 +27,7 @@ __all__ = [
     "BitMask",
     "DynamicMask",
     "FisherMask",
+    "ImplicitMask",
     "LinBreg",
     "MagnitudeMask",
     "MaskPolicy",
