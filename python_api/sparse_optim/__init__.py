@@ -14,24 +14,46 @@ from .masks import (
 )
 from .sam import SAM, SSAM
 from .sparse_init import sparse_init_
+from .sparse_training import (
+    DSR,
+    MEST,
+    SET,
+    SNIP,
+    GraSP,
+    LotteryTicket,
+    RigL,
+    SparseTraining,
+    class_balanced,
+    layer_counts,
+)
 from .zeroth_order import ZOSAM, MeZO
 
 __all__ = [
+    "DSR",
+    "MEST",
     "SAM",
+    "SET",
+    "SNIP",
     "SSAM",
     "ZOSAM",
     "AdaBreg",
     "BitMask",
     "FisherMask",
+    "GraSP",
     "LinBreg",
+    "LotteryTicket",
     "MagnitudeMask",
     "MaskPolicy",
     "MeZO",
     "Phase",
     "RandomMask",
+    "RigL",
     "SparseFlops",
+    "SparseTraining",
     "bregman_cost_ratio",
     "bregman_param_groups",
+    "class_balanced",
+    "layer_counts",
     "live_count",
     "select_top",
     "sparse_init_",
