@@ -1,7 +1,7 @@
 """Models, optimizers and training loops shared by the tests of sparse training methods."""
 
 import torch
-from optim_cases import batch, cross_entropy, mlp
+from optim_cases import assert_same_bits, batch, bits, cross_entropy, mlp
 from sparse_optim import (
     DSR,
     MEST,
@@ -12,10 +12,21 @@ from sparse_optim import (
     LotteryTicket,
     RigL,
 )
+from torch import nn
 from torch.optim import SGD, AdamW
 
 from sparse_kernels import derive_key
 from sparse_kernels.reference._keys import ordered_keys
+
+INIT, GROW = 0x80000001, 0x80000002  # streams of the first mask and of growth
+
+
+def sgd(model):
+    return SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def flat(tensors):
+    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def closure(model, opt, data):
@@ -124,3 +135,48 @@ def injected_grads(sparse, seed):
     return [
         torch.randint(-3, 4, p.shape, generator=generator).float() for p in sparse.weights.values()
     ]
+
+
+def wide(seed=1):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(20, 12), nn.Linear(12, 10))
+
+
+def top(scores, k, among):
+    """The k best of some indices: score descending, then index ascending."""
+    return set(sorted(among, key=lambda i: (-scores[i], i))[:k])
+
+
+def as_sets(sparse):
+    """Live flat indices of every layer."""
+    return [set(m.reshape(-1).nonzero().reshape(-1).tolist()) for m in sparse.mask.to_bool()]
+
+
+def values(tensors):
+    return [t.detach().reshape(-1).tolist() for t in tensors]
+
+
+def prepared(sparse, opt, seed):
+    """Integer weights, a state that is 1 on live weights; what they were."""
+    inject(sparse, seed)
+    for p, m in zip(sparse.weights.values(), sparse.mask.to_bool(), strict=True):
+        opt.state[p]["momentum_buffer"] = m.float()
+    return {n: p.detach().clone() for n, p in sparse.weights.items()}
+
+
+def assert_values(sparse, opt, old, holders, state_kept=False):
+    """Holders kept value and state; grown weights are +0.0, their state 0 unless kept."""
+    for (name, p), live, hold in zip(sparse.weights.items(), as_sets(sparse), holders, strict=True):
+        keep = torch.zeros(p.numel(), dtype=torch.bool)
+        keep[sorted(hold)] = True
+        keep = keep.reshape(p.shape)
+        assert hold <= live
+        assert_same_bits(p.detach(), torch.where(keep, old[name], 0.0))
+        state = opt.state[p]["momentum_buffer"]
+        assert (state[keep] == 1).all()
+        if not state_kept:
+            assert not bits(state)[~keep].any()
+
+
+def assert_counts(sparse):
+    assert sparse.layer_live == {n: int(m.sum()) for n, m in masks_of(sparse).items()}

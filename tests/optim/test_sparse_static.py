@@ -1,4 +1,4 @@
-"""SNIP, GraSP and lottery tickets (sparse-sam.md section 5, property 31)."""
+"""SNIP and GraSP (sparse-sam.md section 5, property 31)."""
 
 import doctest
 
@@ -7,35 +7,21 @@ import torch
 from optim_cases import (
     assert_same_bits,
     batch,
-    bits,
     cross_entropy,
     mlp,
     sorted_oracle,
-    through_disk,
 )
-from sparse_cases import closure, masks_of, train
+from sparse_cases import flat, masks_of, sgd
 from sparse_optim import (
     SNIP,
-    ZOSAM,
     GraSP,
-    LotteryTicket,
-    RigL,
     class_balanced,
     live_count,
 )
-from sparse_optim.sparse_training import _lottery, static
+from sparse_optim.sparse_training import static
 from torch import nn
-from torch.optim import SGD, Adam
 
 SPARSITIES = [0.0, 0.25, 0.5, 0.9, 1.0]
-
-
-def sgd(model):
-    return SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-
-def flat(tensors):
-    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def smooth(dtype=torch.float64, dropout=0.0):
@@ -253,188 +239,5 @@ def test_class_balanced_batches():
         class_balanced((x, y), per_class=4, num_classes=3)
 
 
-# -- lottery tickets ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rewind_steps", [0, 3])
-def test_property_31_tickets_rewind_bit_for_bit(rewind_steps):
-    model, data = mlp(norm=True), batch()
-    with torch.no_grad():
-        model[0].weight[0, 0] = -0.0
-    opt = sgd(model)
-    ticket = LotteryTicket(model, opt, 0.3, rewind_steps=rewind_steps)
-    point = None
-    for step in range(9):
-        if step == rewind_steps:
-            point = {k: v.clone() for k, v in model.state_dict().items()}
-        closure(model, opt, data)()
-        if step == rewind_steps > 0:  # this forward advanced the statistics before the call
-            point |= {k: v.clone() for k, v in model.named_buffers()}
-        assert ticket.step() is False
-        opt.step()
-    k = 81
-    for level in (1, 2):
-        before = masks_of(ticket)
-        scores = [
-            p.detach().abs().masked_fill(~m, -1.0)
-            for p, m in zip(ticket.weights.values(), before.values(), strict=True)
-        ]
-        k = live_count(k, 0.3)
-        wanted = sorted_oracle(scores, k)
-        assert any(not torch.equal(v, point[n]) for n, v in model.state_dict().items())
-        ticket.prune()
-        assert torch.equal(flat(ticket.mask.to_bool()), wanted)
-        assert ticket.mask.live == k == sum(ticket.layer_live.values())
-        assert ticket.level == level
-        assert ticket.steps == rewind_steps
-        assert not opt.state
-        masks = masks_of(ticket)
-        for name, value in model.state_dict().items():
-            if name in masks:
-                m = masks[name]
-                assert torch.equal(bits(value)[m], bits(point[name])[m])
-                assert not bits(value)[~m].any()
-            else:
-                assert torch.equal(value, point[name])
-        train(model, opt, lambda m, o, d: o.step(), ticket, 4, data)
-        for p, m in zip(ticket.weights.values(), ticket.mask.to_bool(), strict=True):
-            assert not bits(p)[~m].any()
-
-
-def test_eleven_levels_of_a_fifth_are_ninety_percent():
-    model = nn.Linear(100, 100)
-    ticket = LotteryTicket(model, sgd(model))
-    live = []
-    for _ in range(11):
-        ticket.prune()
-        live.append(ticket.mask.live)
-    assert live[0] == 8000
-    assert live[9] > 1000 > live[10]
-    assert all(abs(k - 10000 * 0.8 ** (i + 1)) < 3 for i, k in enumerate(live))
-
-
-def test_learning_rate_rewinding_keeps_the_weights():
-    model, data = mlp(norm=True), batch()
-    opt = Adam(model.parameters(), lr=0.1)
-    ticket = LotteryTicket(model, opt, 0.3, rewind_steps=None)
-    train(model, opt, lambda m, o, d: o.step(), ticket, 5, data)
-    trained = {k: v.clone() for k, v in model.state_dict().items()}
-    ticket.prune()
-    masks = masks_of(ticket)
-    for name, value in model.state_dict().items():
-        m = masks.get(name, torch.ones(value.shape, dtype=torch.bool))
-        assert torch.equal(value, torch.where(m, trained[name], torch.zeros_like(value)))
-    assert not opt.state
-
-
-def test_tickets_refuse_to_prune_before_the_rewind_point_and_resume():
-    model, data = mlp(norm=True), batch()
-    opt = sgd(model)
-    ticket = LotteryTicket(model, opt, 0.3, rewind_steps=2)
-    with pytest.raises(RuntimeError, match="0 steps, the rewind point is after 2"):
-        ticket.prune()
-    assert ticket.mask.live == 81
-    train(model, opt, lambda m, o, d: o.step(), ticket, 5, data)
-    ticket.prune()
-    train(model, opt, lambda m, o, d: o.step(), ticket, 3, data)
-    saved = through_disk(
-        {"model": model.state_dict(), "opt": opt.state_dict(), "sparse": ticket.state_dict()}
-    )
-    other = mlp(seed=7, norm=True)
-    opt2 = sgd(other)
-    again = LotteryTicket(other, opt2, 0.3, rewind_steps=2)
-    other.load_state_dict(saved["model"])
-    opt2.load_state_dict(saved["opt"])
-    again.load_state_dict(saved["sparse"])
-    for m, o, t in ((model, opt, ticket), (other, opt2, again)):
-        train(m, o, lambda m, o, d: o.step(), t, 3, data)
-        t.prune()
-        train(m, o, lambda m, o, d: o.step(), t, 3, data)
-    assert again.mask == ticket.mask
-    for p, q in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
-        assert_same_bits(p, q)
-    wider = nn.Sequential(*mlp(norm=True), nn.Linear(3, 3, bias=False))
-    foreign = LotteryTicket(wider, sgd(wider), dense_layers=["4"])
-    with pytest.raises(ValueError, match=r"'4.weight' is in one model only"):
-        foreign.load_state_dict(ticket.state_dict())
-
-
-# -- what all methods refuse --------------------------------------------------------------------
-
-
-def test_bad_input_is_refused_by_name():
-    model = mlp()
-    opt = sgd(model)
-    for make, word in (
-        (lambda: SNIP(model, opt, 1.2), "sparsity"),
-        (lambda: SNIP(model, opt, -0.1), "sparsity"),
-        (lambda: SNIP(model, opt, 0.5, dense_layers=["5"]), "dense_layers.*'5'"),
-        (lambda: SNIP(model, opt, 0.5, dense_layers=["0", "2"]), "no maskable layer"),
-        (lambda: SNIP(nn.BatchNorm1d(3), opt, 0.5), "no maskable layer"),
-        (lambda: SNIP(mlp(), opt, 0.5), r"optimizer: it does not train '0.weight'"),
-        (lambda: SNIP(model, opt, 0.5, grown_state="other"), "grown_state"),
-        (lambda: SNIP(model, opt, 0.5, seed=-1), "seed"),
-        (lambda: SNIP(model, opt, 0.5, backend="gpu"), "backend"),
-        (lambda: LotteryTicket(model, opt, 1.5), "prune_fraction"),
-        (lambda: LotteryTicket(model, opt, rewind_steps=-1), "rewind_steps"),
-    ):
-        with pytest.raises(ValueError, match=word):
-            make()
-
-
-def test_masks_of_the_caller():
-    model = mlp()
-    sparse = SNIP(model, sgd(model), 0.5)
-    good = [torch.rand(p.shape) < 0.5 for p in sparse.weights.values()]
-    sparse.set_masks(good)
-    mask = sparse.mask
-    assert sparse.layer_live == {n: int(m.sum()) for n, m in zip(sparse.weights, good, strict=True)}
-    for p, m in zip(sparse.weights.values(), good, strict=True):
-        assert not bits(p)[~m].any()
-        assert p.detach()[m].all()
-    for wrong, word in (
-        (good[:1], "1 masks for 2"),
-        ([good[0], good[1].t()], r"'2.weight' has shape \(9, 3\)"),
-        ([good[0].float(), good[1]], "'0.weight' is not a bool tensor"),
-        ({"0.weight": good[0]}, "'2.weight' is not in both"),
-    ):
-        with pytest.raises(ValueError, match=word):
-            sparse.set_masks(wrong)
-    assert sparse.mask is mask
-    sparse.set_masks(dict(zip(sparse.weights, good, strict=True)))
-    sparse.set_masks(mask)
-    assert sparse.mask == mask
-
-
-def test_masks_change_in_the_idle_phase_only():
-    model, (x, y) = mlp(), batch()
-    opt = ZOSAM(model.parameters(), SGD, rho=0.05, lr=0.1)
-    sparse = SNIP(model, opt, 0.5)
-    ticket = LotteryTicket(model, opt)
-    moving = RigL(model, opt, 0.5, update_every=1, stop_at=9)
-    mask = moving.mask
-    cross_entropy(model(x), y).backward()
-    opt.probe(lambda: cross_entropy(model(x), y))
-    calls = (
-        sparse.step,
-        moving.step,
-        ticket.step,
-        ticket.prune,
-        lambda: sparse.prune(cross_entropy, x, y),
-        lambda: moving.set_masks(mask),
-        lambda: moving.load_state_dict(moving.state_dict()),
-    )
-    perturbed = [p.detach().clone() for p in model.parameters()]
-    for call in calls:
-        with pytest.raises(RuntimeError, match="perturbed"):
-            call()
-    assert moving.mask is mask
-    assert moving.steps == 0
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), perturbed, strict=True))
-    opt.restore()
-    assert moving.step() is True
-
-
-@pytest.mark.parametrize("module", [static, _lottery])
-def test_docstring_examples(module):
-    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+def test_docstring_examples():
+    assert doctest.testmod(static, extraglobs={"torch": torch}).failed == 0
