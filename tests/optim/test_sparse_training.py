@@ -1,5 +1,7 @@
 """Weight masks around optimizers (sparse-sam.md section 9, properties 29, 30, 33, 39)."""
 
+import doctest
+
 import pytest
 import torch
 from optim_cases import assert_same_bits, batch, bits, cross_entropy, mlp, through_disk
@@ -15,6 +17,7 @@ from sparse_cases import (
     train,
 )
 from sparse_optim import MEST, SET, MeZO, RigL
+from sparse_optim.sparse_training import _scheduler
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
@@ -270,3 +273,7 @@ def test_16_bit_weights(short):
     assert losses[-1] < losses[0]
     for p, m in zip(sparse.weights.values(), sparse.mask.to_bool(), strict=True):
         assert not bits(p)[~m].any()
+
+
+def test_docstring_example():
+    assert doctest.testmod(_scheduler, extraglobs={"torch": torch}).failed == 0

@@ -24,11 +24,11 @@ GROWN_STATES = ("zero", "keep")
 class SparseTraining:
     """A weight mask around an optimizer: weights with bit 0 are +0.0 in every forward.
 
-    Maskable are the weights of linear and convolution layers (``regularized_weights``); biases,
-    normalisation and ``dense_layers`` stay dense. Optimizers with ``set_weight_mask`` (SAM and its
-    relatives, MeZO) are told the mask and keep it in perturbed forwards too. Around any other one
-    step hooks mask gradients, those of closures included, and weights. An optimizer that perturbs
-    weights by itself needs ``set_weight_mask``.
+    Maskable are the weights of linear, convolution, recurrent and attention layers; biases,
+    normalisation, embeddings and ``dense_layers`` stay dense. Optimizers with ``set_weight_mask``
+    (SAM and its relatives, MeZO) are told the mask and keep it in perturbed forwards too. Around
+    any other one step hooks mask gradients, those of closures included, and weights. An optimizer
+    that perturbs weights by itself needs ``set_weight_mask``.
 
     Args:
         model: the model (its weights are mutated when a mask comes into force).
@@ -51,6 +51,20 @@ class SparseTraining:
         mask: BitMask over them.
         steps: calls of ``step`` so far.
         updates: mask updates so far.
+
+    Example:
+        >>> from sparse_optim import RigL
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> sparse = RigL(model, opt, sparsity=0.9, update_every=100, stop_at=75000)
+        >>> for _ in range(3):
+        ...     opt.zero_grad()
+        ...     model(torch.randn(3, 8)).square().sum().backward()
+        ...     if sparse.step():
+        ...         continue
+        ...     opt.step()
+        >>> sparse.mask.live, sparse.layer_live
+        (19, {'0.weight': 10, '1.weight': 9})
     """
 
     def __init__(
@@ -107,7 +121,7 @@ class SparseTraining:
 
         Args:
             grads: gradients for the update, one per weight in the order of ``weights`` (None: 0);
-                default those in ``.grad``. Not modified.
+                default those in ``.grad``. Methods that need none ignore them. Not modified.
 
         Returns:
             True if this iteration went to the mask update; take no optimizer step.

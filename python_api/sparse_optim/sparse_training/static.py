@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 
 from sparse_kernels import mask_topk
 
@@ -133,11 +134,21 @@ class GraSP(_PrunedAtInit):
         24
     """
 
-    def __init__(self, *args: Any, temperature: float = 200.0, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        sparsity: float,
+        *,
+        temperature: float = 200.0,
+        **options: Any,
+    ) -> None:
         self.temperature = check_number("temperature", temperature, 0.0, strict=True)
-        super().__init__(*args, **options)
+        super().__init__(model, optimizer, sparsity, **options)
 
-    def scores(self, samples: Any, logits_fn: Callable[[Any], Tensor] | None = None) -> list:
+    def scores(
+        self, samples: Any, logits_fn: Callable[[Any], Tensor] | None = None
+    ) -> list[Tensor]:
         """S of every weight; nothing is modified. Arguments as in ``prune``."""
         forward = logits_fn or self.model
         halves = []
