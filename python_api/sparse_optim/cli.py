@@ -1,16 +1,17 @@
-"""The ``sparse-optim`` command: ``demo`` and ``train``."""
+"""The ``sparse-optim`` command: ``demo``, ``train`` and ``study``."""
 
 from __future__ import annotations
 
 import argparse
-import math
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .demo import arguments
+
 PROGRAM = "sparse-optim"
-BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
 FAILED = 2  # exit code for anything the user can put right
 
 
@@ -27,95 +28,6 @@ def _complain(message: str) -> None:
     print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _number(low: float, high: float = math.inf, *, strict: bool = False) -> Callable[[str], float]:
-    """Converter of a finite number in [low, high], or (low, high] if strict."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not math.isfinite(value) or not low <= value <= high or (strict and value == low):
-            bound = f"{'above' if strict else 'at least'} {low:g}"
-            bound += f" and at most {high:g}" if high != math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text} must be finite and {bound}")
-        return value
-
-    return convert
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Converter of an integer in [low, high)."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-        if value < low or (high is not None and value >= high):
-            bound = f"at least {low}" if high is None else f"in [{low}, {high})"
-            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
-        return value
-
-    return convert
-
-
-def _below_one(text: str) -> float:
-    value = _number(0.0)(text)
-    if value >= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} must be below 1")
-    return value
-
-
-# option, converter, help; who has it and with which default stands in demo/methods.py
-_OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("lr", {"type": _number(0.0, strict=True)}, "step size at the start; a cosine takes it to 0"),
-    ("momentum", {"type": _below_one}, "in [0, 1)"),
-    ("weight-decay", {"type": _number(0.0)}, "decay of the weights"),
-    ("rho", {"type": _number(0.0)}, "radius of the perturbation"),
-    ("sparsity", {"type": _number(0.0, 1.0)}, "fraction of the weights that is not perturbed"),
-    ("smoothing", {"type": _number(0.0, strict=True)}, "length of the finite difference"),
-    ("num-directions", {"type": _integer(1)}, "random directions per step"),
-    ("distribution", {"choices": ("normal", "rademacher")}, "of the random directions"),
-    ("lam", {"type": _number(0.0)}, "threshold a zero weight must pass; larger is sparser"),
-    ("delta", {"type": _number(0.0, strict=True)}, "step size factor of the nonzero weights"),
-    ("coarse-steps", {"type": _integer(0)}, "steps on the nonzero weights per full step"),
-    (
-        "density",
-        {"type": _number(0.0, 1.0, strict=True)},
-        "fraction of nonzero weights at the start",
-    ),
-)
-
-
-def _key(option: str) -> str:
-    return option.replace("-", "_")
-
-
-def _shown(value: Any) -> str:
-    return "rho / sqrt(number of weights)" if value is None else str(value)
-
-
-def _who_has(option: str, table: dict[str, dict[str, Any]]) -> str:
-    """ "sgd, sam: 0.1; mezo: 0.001" for the help text."""
-    by_value: dict[str, list[str]] = {}
-    for optimizer, options in table.items():
-        if _key(option) in options:
-            by_value.setdefault(_shown(options[_key(option)]), []).append(optimizer)
-    return "; ".join(f"{', '.join(names)}: {value}" for value, names in by_value.items())
-
-
-def _add_common(parser: argparse.ArgumentParser, backend_help: str) -> None:
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default cpu)"
-    )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help=backend_help)
-    parser.add_argument(
-        "--seed", type=_integer(0, 2**63), default=0, metavar="N",
-        help="of weights, data order and random directions (default 0)",
-    )  # fmt: skip
-
-
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", allow_abbrev=False,
@@ -130,19 +42,18 @@ def _add_demo(commands: Any) -> None:
         help="where results.csv and the pictures go (default out/demo)",
     )  # fmt: skip
     demo.add_argument(
-        "--epochs", type=_integer(1), metavar="N",
+        "--epochs", type=arguments.integer(1), metavar="N",
         help="of every run (default: what the recipe of each model says)",
     )  # fmt: skip
-    demo.add_argument(
-        "--threads", type=_integer(1), default=1, metavar="N",
-        help="CPU threads (default 1: the models are small, and waiting threads disturb timing)",
-    )  # fmt: skip
-    _add_common(demo, "of the fused runs (default auto: the fastest there is)")
+    arguments.add_threads(demo)
+    arguments.add_place(demo, "of the fused runs (default auto: the fastest there is)")
+    arguments.add_seed(demo)
+    arguments.add_choices(demo)
 
 
 def _add_train(commands: Any) -> None:
     from .demo.data import DATASETS
-    from .demo.methods import OPTIMIZERS, OPTIONS
+    from .demo.methods import OPTIMIZERS
     from .demo.models import MODELS
 
     train = commands.add_parser(
@@ -159,18 +70,50 @@ def _add_train(commands: Any) -> None:
         help="default sgd: the fused LinBreg step without regulariser, or torch.optim.SGD with "
         "--backend reference",
     )  # fmt: skip
-    add("--epochs", type=_integer(1), default=10, metavar="N", help="default 10")
-    add("--batch-size", type=_integer(1), default=64, metavar="N", help="default 64")
+    add("--epochs", type=arguments.integer(1), default=10, metavar="N", help="default 10")
+    add("--batch-size", type=arguments.integer(1), default=64, metavar="N", help="default 64")
     add("--save", type=Path, metavar="FILE", help="write model, optimizer state and options here")
-    _add_common(train, "of the optimizer's kernels (default auto: the fastest there is)")
+    arguments.add_place(train, "of the optimizer's kernels (default auto: the fastest there is)")
+    arguments.add_seed(train)
     group = train.add_argument_group(
         "options of the optimizers",
         "In brackets: the optimizers that have the option, and defaults.",
     )
-    for option, how, text in _OPTIMIZER_OPTIONS:
-        if "choices" not in how:
-            how = {**how, "metavar": "N" if option in ("num-directions", "coarse-steps") else "X"}
-        group.add_argument(f"--{option}", **how, help=f"{text} [{_who_has(option, OPTIONS)}]")
+    arguments.add_options(group)
+
+
+def _add_study(commands: Any) -> None:
+    from .demo.study import SPARSITIES
+
+    study = commands.add_parser(
+        "study", allow_abbrev=False, help="accuracy over sparsity on handwritten digits",
+        description="Trains a model on scikit-learn's handwritten digits with SGD, SAM and Sparse "
+        "SAM (Fisher and dynamic masks, rows and 2:4) at several sparsities and seeds, and with "
+        "sparse training methods around SGD and SAM if asked to. Prints mean and spread of the "
+        "test accuracy and writes them as CSV, with every single run and a picture.",
+    )  # fmt: skip
+    add, default = study.add_argument, ",".join(f"{s:g}" for s in SPARSITIES)
+    add(
+        "--out", type=Path, default=Path("out/study"), metavar="FOLDER",
+        help="where the tables and the picture go (default out/study)",
+    )  # fmt: skip
+    add("--seeds", type=arguments.integer(1), default=3, metavar="N", help="0 to N-1 (default 3)")
+    add("--model", choices=("cnn", "mlp"), default="cnn", help="default cnn")
+    add("--epochs", type=arguments.integer(1), metavar="N", help="default: the demo's")
+    add(
+        "--sparsities", type=arguments.list_of(arguments.number(0.0, 1.0)), default=SPARSITIES,
+        metavar="X,X", help=f"fractions not perturbed (default {default}; 2:4 has its own)",
+    )  # fmt: skip
+    add(
+        "--sparse-methods", type=arguments.list_of(arguments.sparse_method), default=(),
+        metavar="NAME,NAME", help=f"of {', '.join(arguments.METHODS[1:])} (default none of them)",
+    )  # fmt: skip
+    add(
+        "--weight-sparsity", type=arguments.below_one, metavar="X",
+        help="fraction of zero weights of the sparse methods (default 0.9)",
+    )  # fmt: skip
+    arguments.add_threads(study)
+    arguments.add_place(study, "of the optimizers' kernels (default auto: the fastest there is)")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -187,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_study(commands)
     return parser
 
 
@@ -195,18 +139,14 @@ def _train_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     from .demo.commands import TrainOptions
     from .demo.methods import OPTIONS, Recipe
 
-    own = OPTIONS[args.optimizer]
-    given = {}
-    for option, _, _ in _OPTIMIZER_OPTIONS:
-        value = getattr(args, _key(option))
-        if value is None:
-            continue
-        if _key(option) not in own:
+    own, given = OPTIONS[args.optimizer], arguments.given_options(args)
+    for name in given:
+        if name not in own:
             has = ", ".join("--" + k.replace("_", "-") for k in own)
             parser.error(
-                f"--{option} is no option of --optimizer {args.optimizer}, which has {has}"
+                f"--{name.replace('_', '-')} is no option of --optimizer {args.optimizer}, "
+                f"which has {has}"
             )
-        given[_key(option)] = value
     if args.data == "digits" and args.data_dir is not None:
         parser.error("--data-dir is no option of --data digits, which scikit-learn brings along")
     return TrainOptions(
@@ -216,20 +156,37 @@ def _train_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     )  # fmt: skip
 
 
+def _study_options(parser: argparse.ArgumentParser, args: argparse.Namespace, line: str) -> Any:
+    from .demo.study_command import StudyOptions
+
+    if args.weight_sparsity is not None and not args.sparse_methods:
+        parser.error("--weight-sparsity needs --sparse-methods")
+    return StudyOptions(
+        out=args.out, command=line, seeds=args.seeds, model=args.model, epochs=args.epochs,
+        sparsities=args.sparsities, sparse_methods=args.sparse_methods,
+        weight_sparsity=0.9 if args.weight_sparsity is None else args.weight_sparsity,
+        device=args.device, backend=args.backend, threads=args.threads,
+    )  # fmt: skip
+
+
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    from .demo import commands
+    from .demo import commands, study_command
 
     if args.command == "demo":
         commands.run_demo(
             commands.DemoOptions(
                 out=args.out, seed=args.seed, epochs=args.epochs, device=args.device,
                 backend=args.backend, threads=args.threads,
+                choices=arguments.given_options(args),
             )
         )  # fmt: skip
-    else:
+    elif args.command == "train":
         commands.run_train(_train_options(parser, args))
+    else:
+        line = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
+        study_command.run_study(_study_options(parser, args, line))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

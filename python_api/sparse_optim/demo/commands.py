@@ -1,10 +1,10 @@
-"""The two commands: ``demo`` compares all methods, ``train`` runs one."""
+"""The commands ``demo``, which compares all methods, and ``train``, which runs one."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 from . import report
 from ._support import UserError, require
 from .compare import compare, total_steps
-from .data import epoch_batches, load, load_digits, steps_per_epoch
+from .data import load, load_digits, steps_per_epoch
 from .methods import PLANS, Recipe, backend_in_use
-from .runner import Run
+from .runner import Run, train
+from .variants import check_recipe, with_choices
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What `sparse-optim demo` was asked for."""
+    """What `sparse-optim demo` was asked for; ``choices`` are options of the SAM family."""
 
     out: Path
     seed: int = 0
@@ -28,6 +29,7 @@ class DemoOptions:
     device: str = "cpu"
     backend: str = "auto"
     threads: int = 1
+    choices: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,25 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def make_console() -> Any:
+    """A terminal; no cutting of table and paths when the output is a file."""
+    (console_module,) = require("rich.console")
+    return console_module.Console(width=None if console_module.Console().is_terminal else 110)
+
+
+def make_progress(console: Any, unit: str) -> Any:
+    """A progress display that counts ``unit``."""
+    (module,) = require("rich.progress")
+    return module.Progress(
+        "[progress.description]{task.description:<18}",
+        module.BarColumn(),
+        module.MofNCompleteColumn(),
+        unit,
+        module.TimeElapsedColumn(),
+        console=console,
+    )
+
+
 def run_demo(options: DemoOptions) -> None:
     """Train every method of every plan, print the table, write CSV and pictures.
 
@@ -81,17 +102,16 @@ def run_demo(options: DemoOptions) -> None:
     """
     # all before the first minute of work: what is missing must not show at its end
     require("sklearn.datasets", "matplotlib.pyplot")
-    progress_module, console_module = require("rich.progress", "rich.console")
+    require("rich.progress", "rich.console")
     check_device(options.device)
-    plans = PLANS
+    plans = tuple(with_choices(plan, options.choices) for plan in PLANS)
     if options.epochs is not None:
-        plans = tuple(replace(plan, epochs=options.epochs) for plan in PLANS)
+        plans = tuple(replace(plan, epochs=options.epochs) for plan in plans)
     fused = backend_in_use("linbreg", options.backend, options.device)
     folder = make_folder(options.out)
     torch.set_num_threads(options.threads)
     data = load_digits().to(options.device)
-    # no cutting of table and paths when the output is a file
-    console = console_module.Console(width=None if console_module.Console().is_terminal else 110)
+    console = make_console()
     console.print(
         f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
         f"reference backend against {fused} on {options.device}, {options.threads} thread(s), "
@@ -100,14 +120,7 @@ def run_demo(options: DemoOptions) -> None:
     )
     start = time.perf_counter()
     rows = []
-    with progress_module.Progress(
-        "[progress.description]{task.description:<18}",
-        progress_module.BarColumn(),
-        progress_module.MofNCompleteColumn(),
-        "steps",
-        progress_module.TimeElapsedColumn(),
-        console=console,
-    ) as progress:
+    with make_progress(console, "steps") as progress:
         for plan in plans:
             for recipe in plan.recipes:
                 task = progress.add_task(
@@ -148,11 +161,10 @@ def run_train(options: TrainOptions) -> None:
     check_device(options.device)
     if options.save is not None and not options.save.absolute().parent.is_dir():
         raise UserError(f"--save: there is no folder {options.save.parent}")
-    recipe = options.recipe
+    recipe = check_recipe(options.recipe)
     used = backend_in_use(recipe.optimizer, options.backend, options.device)
     data = load(options.data, options.data_dir).to(options.device)
-    per_epoch = steps_per_epoch(len(data.train), options.batch_size)
-    steps = options.epochs * per_epoch
+    steps = options.epochs * steps_per_epoch(len(data.train), options.batch_size)
     try:
         run = Run(options.model, data, recipe, options.backend, options.seed, steps)
     except ValueError as error:  # an option that only the optimizer can judge
@@ -162,26 +174,24 @@ def run_train(options: TrainOptions) -> None:
         f"{options.data}: {len(data.train)} training and {len(data.test)} test images; "
         f"{options.model} with {weights:,} weights; {recipe.optimizer} on {used}"
     )
-    order, mask_order = (torch.Generator().manual_seed(options.seed) for _ in range(2))
-    for epoch in range(1, options.epochs + 1):
-        run.start_epoch(mask_order)
-        total = torch.zeros((), device=options.device)
-        start = time.perf_counter()
-        for images, labels in epoch_batches(data.train, options.batch_size, order):
-            total += run.step(images, labels)
+    start = time.perf_counter()
+    for epoch, loss in enumerate(
+        train(run, options.epochs, options.batch_size, options.seed), start=1
+    ):
         print(
-            f"epoch {epoch:>3}/{options.epochs}  loss {float(total) / per_epoch:.4f}  "
+            f"epoch {epoch:>3}/{options.epochs}  loss {loss:.4f}  "
             f"test accuracy {run.accuracy():.2f} %  zero weights {run.sparsity():.2f} %  "
             f"{time.perf_counter() - start:.1f} s",
             flush=True,
         )
+        start = time.perf_counter()
     saved = ""
     if options.save is not None:
         _save(run, options)
         saved = f"; saved to {options.save}"
     print(
         f"{recipe.optimizer}: test accuracy {run.accuracy():.2f} %, zero weights "
-        f"{run.sparsity():.2f} %, training FLOPs {run.flops_percent():.1f} % of dense SGD, "
+        f"{run.sparsity():.2f} %, training FLOPs {report.flops_text(run.flops_percent())}, "
         f"optimizer {report.ms_text(run.ms_per_step())} ms/step{saved}"
     )
 
@@ -200,6 +210,10 @@ def _save(run: Run, options: TrainOptions) -> None:
             **options.recipe.all_options(),
         },
     }
+    if run.implicit is not None:
+        state["implicit"] = run.implicit.state_dict()
+    if run.sparse is not None:
+        state["sparse"] = run.sparse.scheduler.state_dict()
     try:
         torch.save(state, options.save)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError

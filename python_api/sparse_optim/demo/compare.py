@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from .data import Dataset, epoch_batches, steps_per_epoch
 from .methods import Plan, Recipe, backend_in_use
@@ -24,9 +25,10 @@ class Row:
     steps: int
     accuracy: tuple[float, float]
     sparsity: tuple[float, float]
-    flops_percent: float
+    flops_percent: float | None
     ms: tuple[float, float]
     max_difference: float
+    masks: dict[str, Tensor] = field(default_factory=dict)  # of the fused run, for the picture
 
     @property
     def ratio(self) -> float:
@@ -92,4 +94,5 @@ def compare(
         flops_percent=fused.flops_percent(),
         ms=(reference.ms_per_step(), fused.ms_per_step()),
         max_difference=difference,
+        masks=fused.masks(),
     )

@@ -16,14 +16,21 @@ from .. import (
     SSAM,
     ZOSAM,
     AdaBreg,
+    DynamicMask,
     FisherMask,
+    ImplicitMask,
     LinBreg,
+    MagnitudeMask,
+    MaskPolicy,
     MeZO,
+    RandomMask,
     bregman_param_groups,
     sparse_init_,
 )
 
 FISHER_SAMPLES = 128
+MASKS = ("fisher", "dynamic", "random", "magnitude")
+FORMS = ("explicit", "implicit")
 _OP_OF = {  # the operation that decides which backend a run is said to use
     "sgd": "linbreg_step_",
     "sam": "masked_perturb_",
@@ -35,18 +42,25 @@ _OP_OF = {  # the operation that decides which backend a run is said to use
 }
 
 # options of each optimizer with the defaults of `sparse-optim train`
-_SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+_SGD = {
+    "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0,
+    "sparse_method": "none", "weight_sparsity": 0.9, "weight_distribution": None,
+}  # fmt: skip
+_SAM = {**_SGD, "rho": 0.05, "adaptive": False, "interval": 1}
 _DIRECTIONS = {"smoothing": None, "num_directions": 1, "distribution": "normal"}
 _BREGMAN = {"weight_decay": 0.0, "delta": 1.0, "coarse_steps": 0, "density": 0.05}
 OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": _SGD,
-    "sam": {**_SGD, "rho": 0.05},
-    "ssam": {**_SGD, "rho": 0.05, "sparsity": 0.5},
-    "zosam": {**_SGD, "rho": 0.05, **_DIRECTIONS},
+    "sam": _SAM,
+    "ssam": {
+        **_SAM, "sparsity": 0.5, "mask": "fisher", "pattern": "unstructured", "axis": None,
+        "form": "explicit", "norm": "dense",
+    },
+    "zosam": {**_SGD, "rho": 0.05, "interval": 1, **_DIRECTIONS},
     "mezo": {"lr": 1e-3, "weight_decay": 0.0, **_DIRECTIONS, "smoothing": 1e-3},
     "linbreg": {"lr": 0.1, "momentum": 0.9, "lam": 0.1, **_BREGMAN},
     "adabreg": {"lr": 2e-3, "lam": 0.02, **_BREGMAN},
-}
+}  # fmt: skip
 OPTIMIZERS = tuple(OPTIONS)
 
 
@@ -153,7 +167,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
     device = next(model.parameters()).device.type
     in_use = backend_in_use(kind, backend, device)
     params = model.parameters()
-    sgd = {k: o[k] for k in ("lr", "momentum", "weight_decay") if k in o}
+    sgd: dict[str, Any] = {k: o[k] for k in ("lr", "momentum", "weight_decay") if k in o}
     if kind == "sgd":
         if in_use == "reference":
             return torch.optim.SGD(params, **sgd)
@@ -167,13 +181,39 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
     common: dict[str, Any] = {"bn_modules": model, "backend": backend}
     if kind == "mezo":
         return MeZO(params, **o, seed=seed, **common)
+    common.update(sgd, rho=o["rho"], interval=o["interval"])
     base = torch.optim.SGD
-    if kind == "sam":
-        return SAM(params, base, rho=o["rho"], **common, **sgd)
-    if kind == "ssam":
-        policy = FisherMask(num_samples=FISHER_SAMPLES)
-        return SSAM(
-            params, base, rho=o["rho"], sparsity=o["sparsity"], mask=policy, **common, **sgd
-        )
-    directions = {k: o[k] for k in ("smoothing", "num_directions", "distribution")}
-    return ZOSAM(params, base, rho=o["rho"], seed=seed, **directions, **common, **sgd)
+    if kind == "zosam":
+        directions = {k: o[k] for k in ("smoothing", "num_directions", "distribution")}
+        return ZOSAM(params, base, seed=seed, **directions, **common)
+    common["adaptive"] = o["adaptive"]
+    if kind == "sam" or o["form"] == "implicit":
+        return SAM(params, base, **common)
+    form = {"axis": o["axis"] or "in", **{k: o[k] for k in ("sparsity", "pattern", "norm")}}
+    return SSAM(params, base, mask=make_policy(o["mask"]), seed=seed, **form, **common)
+
+
+def make_policy(name: str) -> MaskPolicy:
+    """A policy of ``MASKS``; the times of a dynamic one run from 0 to 1 over the training."""
+    if name == "fisher":
+        return FisherMask(num_samples=FISHER_SAMPLES)
+    if name == "dynamic":
+        return DynamicMask(end=1.0)
+    return RandomMask() if name == "random" else MagnitudeMask()
+
+
+def build_implicit(
+    model: nn.Module, recipe: Recipe, backend: str, seed: int
+) -> ImplicitMask | None:
+    """The masks of the implicit form; None for a recipe of another form.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    o = recipe.all_options()
+    if o.get("form") != "implicit":
+        return None
+    return ImplicitMask(
+        model, make_policy(o["mask"]), o["sparsity"], o["pattern"], o["axis"] or "out", seed=seed,
+        backend=backend,
+    )  # fmt: skip

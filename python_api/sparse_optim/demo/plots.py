@@ -1,4 +1,4 @@
-"""Pictures of the demo's table: accuracy, sparsity and FLOPs, optimizer time per step."""
+"""Pictures of the demo: accuracy, sparsity and FLOPs, optimizer time per step, masks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 from ._support import require
 from .compare import Row
+from .mask_plot import plot_masks
 from .report import ms_text, pair_text
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in print by brightness
 REFERENCE, FUSED = "#E69F00", "#0072B2"
 ZEROS, LIVE = "#56B4E9", "#D5D5D5"
-_STYLE = {
+#: of all pictures
+STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -95,7 +97,9 @@ def plot_sparsity(rows: Sequence[Row], path: Path) -> None:
         for i, row in enumerate(part):
             text = f"{row.sparsity[1]:.1f} % zero" if row.sparsity[1] else "dense"
             axis.text(2, i, text, va="center", fontsize=8)
-            axis.text(103, i, f"{row.flops_percent:.0f} % FLOPs", va="center", fontsize=8)
+            flops = row.flops_percent
+            text = "FLOPs not counted" if flops is None else f"{flops:.0f} % FLOPs"
+            axis.text(103, i, text, va="center", fontsize=8)
         axis.set_xlim(0, 132)
         axis.set_xticks(range(0, 101, 20))
         axis.set_xlabel("convolution and linear weights, %")
@@ -122,7 +126,7 @@ def plot_step_time(rows: Sequence[Row], path: Path) -> None:
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw every picture as PNG.
+    """Draw every picture as PNG, that of the masks if a row has some.
 
     Args:
         rows: the table, at least one row.
@@ -137,12 +141,15 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     matplotlib, pyplot = require("matplotlib", "matplotlib.pyplot")
     pyplot.switch_backend("agg")  # files only: no display is needed
     paths = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for draw, name in (
             (plot_accuracy, "accuracy"),
             (plot_sparsity, "sparsity"),
             (plot_step_time, "step_time"),
+            (plot_masks, "masks"),
         ):
+            if draw is plot_masks and not any(row.masks for row in rows):
+                continue
             path = folder / f"{name}.png"
             draw(rows, path)
             pyplot.close("all")

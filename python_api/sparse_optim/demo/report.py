@@ -22,7 +22,7 @@ NOTES = (
     "accuracy and sparsity: of the fused run; of both, reference / fused, where they differ",
     "training FLOPs: theoretical, in per cent of SGD on the same samples; the demo's layers are "
     "dense kernels that do not use the zeros. SAM and ZO-SAM count their extra passes, SSAM the "
-    "mask's samples as well",
+    "mask's samples as well; a dash: not counted, with sparse training methods",
     "optimizer ms: median per step without forward and backward (over whole cycles for m > 0); "
     "SAM, SSAM and ZO-SAM include the base step, torch.optim.SGD in both columns",
     'SGD: reference is torch.optim.SGD, fused is LinBreg(reg="none"), the same update; torch '
@@ -36,10 +36,11 @@ NOTES = (
 
 def as_record(row: Row) -> dict[str, Any]:
     """A row's values under the names of ``COLUMNS``, rounded to what they mean."""
+    flops = row.flops_percent
     values = (
         row.model, row.method, row.backend, row.steps, f"{row.accuracy[1]:.2f}",
-        f"{row.sparsity[1]:.2f}", f"{row.flops_percent:.2f}", f"{row.ms[0]:.4f}",
-        f"{row.ms[1]:.4f}", f"{row.ratio:.2f}", f"{row.max_difference:.3g}",
+        f"{row.sparsity[1]:.2f}", "" if flops is None else f"{flops:.2f}",
+        f"{row.ms[0]:.4f}", f"{row.ms[1]:.4f}", f"{row.ratio:.2f}", f"{row.max_difference:.3g}",
         f"{row.accuracy[0]:.2f}", f"{row.sparsity[0]:.2f}",
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
@@ -75,6 +76,16 @@ def ms_text(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def flops_text(percent: float | None) -> str:
+    """Training FLOPs in words.
+
+    Example:
+        >>> flops_text(200.0), flops_text(None)
+        ('200.0 % of dense SGD', 'not counted')
+    """
+    return "not counted" if percent is None else f"{percent:.1f} % of dense SGD"
+
+
 def make_table(rows: Sequence[Row]) -> Any:
     """The rows as a rich table."""
     (table_module,) = require("rich.table")
@@ -90,10 +101,11 @@ def make_table(rows: Sequence[Row]) -> Any:
     for row in rows:
         if previous is not None and row.model != previous:
             table.add_section()
+        flops = row.flops_percent
         table.add_row(
             row.model if row.model != previous else "", row.method, pair_text(row.accuracy),
-            pair_text(row.sparsity), f"{row.flops_percent:.1f}", ms_text(row.ms[0]),
-            ms_text(row.ms[1]), f"{row.ratio:.1f}", f"{row.max_difference:.1e}"
+            pair_text(row.sparsity), "-" if flops is None else f"{flops:.1f}",
+            ms_text(row.ms[0]), ms_text(row.ms[1]), f"{row.ratio:.1f}", f"{row.max_difference:.1e}"
             if row.max_difference else "0",
         )  # fmt: skip
         previous = row.model

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .. import SSAM, ZOSAM, MeZO, SparseFlops
-from .._sam import SAM
+from .. import SAM, SSAM, ZOSAM, DynamicMask, ImplicitMask, MeZO, SparseFlops
 from . import models
-from .data import Dataset
-from .methods import FISHER_SAMPLES, Recipe, build_optimizer, prepare_model
+from .data import Dataset, epoch_batches
+from .methods import (
+    FISHER_SAMPLES,
+    Recipe,
+    build_implicit,
+    build_optimizer,
+    prepare_model,
+)
+from .sparse import SparseMethod
 
 _WARM_UP = 5  # steps that allocate state and fill caches
 _EVAL_BATCH = 512
@@ -76,6 +82,15 @@ class Run:
         self.model.to(device)
         self.data, self.recipe, self.total_steps = data, recipe, total_steps
         self.optimizer = build_optimizer(self.model, recipe, backend, seed)
+        self.implicit = build_implicit(self.model, recipe, backend, seed)
+        self.sparse: SparseMethod | None = None
+        method = recipe.all_options().get("sparse_method", "none")
+        if method != "none":
+            self.sparse = SparseMethod(
+                method, self.model, self.optimizer, recipe.option("weight_sparsity"),
+                recipe.option("weight_distribution"), data=data, loss_fn=cross_entropy,
+                total_steps=total_steps, seed=seed, backend=backend,
+            )  # fmt: skip
         example = data.inputs(data.train.images[:1])
         self.flops = SparseFlops(self.model, example, self.optimizer)
         self.mask_samples = 0
@@ -86,10 +101,13 @@ class Run:
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch; return its loss, on the device."""
-        lr = self.recipe.option("lr")
-        lr *= 0.5 * (1.0 + math.cos(math.pi * len(self.seconds) / self.total_steps))
+        done = len(self.seconds)
+        progress = done / self.total_steps
+        if self.sparse is not None:
+            self.sparse.rewind(done)
+            progress = self.sparse.progress(done)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.recipe.option("lr") * 0.5 * (1.0 + math.cos(math.pi * progress))
         x = self.data.inputs(images)
         if isinstance(self.optimizer, SAM):
             loss = self._sam_step(self.optimizer, x, labels)
@@ -100,8 +118,7 @@ class Run:
                 loss = self.optimizer.step(lambda: self._untimed_loss(x, labels))
         else:
             loss = self._backward(x, labels)
-            with self._watch.on():
-                self.optimizer.step()
+            self._update()
         self.seconds.append(self._watch.take())
         self.flops.step(samples=len(labels))
         return loss
@@ -117,9 +134,21 @@ class Run:
         with self._watch.off():
             return cross_entropy(self.model(x), labels)
 
-    def _sam_step(self, optimizer: SAM, x: Tensor, labels: Tensor) -> Tensor:
-        loss = self._backward(x, labels)
+    def _update(self) -> None:
+        """The optimizer's step with the gradients at w, unless a mask update takes its place."""
         with self._watch.on():
+            if self.sparse is None or not self.sparse.step():
+                self.optimizer.step()
+
+    def _sam_step(self, optimizer: SAM, x: Tensor, labels: Tensor) -> Tensor:
+        with self.implicit or contextlib.nullcontext():
+            loss = self._backward(x, labels)
+        if not optimizer.perturbs:
+            self._update()
+            return loss
+        with self._watch.on():
+            if self.sparse is not None and self.sparse.step():
+                return loss
             optimizer.first_step()
         self._backward(x, labels)
         with self._watch.on():
@@ -127,22 +156,43 @@ class Run:
         return loss
 
     def _zosam_step(self, optimizer: ZOSAM, x: Tensor, labels: Tensor) -> Tensor:
+        late = None  # the sparse training method, if its update wants the gradients at w + e
+        if self.sparse is not None:
+            late = self.sparse if self.sparse.wants_perturbed else None
         with self._watch.on():
+            if self.sparse is not None and late is None:
+                self.sparse.step()
             optimizer.probe(lambda: self._untimed_loss(x, labels))
         loss = self._backward(x, labels)
         with self._watch.on():
-            optimizer.step()
+            if late is not None:
+                optimizer.restore()
+            if late is None or not late.step(perturbed=True):
+                optimizer.step()
         return loss
 
+    def _masked(self) -> SSAM | ImplicitMask | None:
+        """Who holds the mask of Sparse SAM."""
+        return self.optimizer if isinstance(self.optimizer, SSAM) else self.implicit
+
     def start_epoch(self, generator: torch.Generator) -> None:
-        """Renew the Fisher mask of Sparse SAM on samples drawn from ``generator``."""
-        if isinstance(self.optimizer, SSAM):
+        """Renew the mask of Sparse SAM, if it needs samples on those drawn from ``generator``."""
+        if self.sparse is not None:
+            self.sparse.rewind(len(self.seconds))  # before the weights are scored
+        masked = self._masked()
+        if masked is None:
+            return
+        if masked.policy.needs_data:
             split = self.data.train
             chosen = torch.randperm(len(split), generator=generator)[:FISHER_SAMPLES]
             chosen = chosen.to(split.labels.device)
             samples = (self.data.inputs(split.images[chosen]), split.labels[chosen])
-            self.optimizer.update_mask(self.model, samples, cross_entropy)
+            masked.update_mask(self.model, samples, cross_entropy)
             self.mask_samples += len(chosen)
+        elif isinstance(masked.policy, DynamicMask):
+            masked.update_mask(len(self.seconds) / self.total_steps)
+        else:
+            masked.update_mask()
 
     # -- results -----------------------------------------------------------------------------
 
@@ -163,8 +213,35 @@ class Run:
         zeros = sum(int((w == 0).sum()) for w in weights)
         return 100.0 * zeros / sum(w.numel() for w in weights)
 
-    def flops_percent(self) -> float:
-        """Training FLOPs in per cent of dense SGD on the same samples, mask passes included."""
+    def masks(self) -> dict[str, Tensor]:
+        """What Sparse SAM perturbs: a bool mask on the CPU by name; empty for other methods.
+
+        Weights that a sparse training method has taken away are not perturbed. The implicit form
+        has masks of weights only.
+        """
+        masked = self._masked()
+        if masked is None or masked.mask is None:
+            return {}
+        if self.implicit is None:
+            names = [name for name, _ in self.model.named_parameters()]
+        else:
+            names = [f"{layer}.weight" for layer in self.implicit.layers]
+        found = {n: m.cpu() for n, m in zip(names, masked.mask.to_bool(), strict=True)}
+        if self.sparse is not None:
+            scheduler = self.sparse.scheduler
+            for name, exists in zip(scheduler.weights, scheduler.mask.to_bool(), strict=True):
+                found[name] &= exists.cpu()
+        return found
+
+    def flops_percent(self) -> float | None:
+        """Training FLOPs in per cent of dense SGD on the same samples, mask passes included.
+
+        None where ``SparseFlops`` would be wrong: around SGD and SAM it does not know weight masks
+        nor what finding them costs, and it counts two passes for steps that ``interval`` spares.
+        """
+        spared = isinstance(self.optimizer, SAM) and self.optimizer.interval > 1
+        if self.sparse is not None or spared:
+            return None
         report = self.flops.report()
         # a mask sample costs what a training sample does: forward, input and weight gradients
         mask = 3.0 * self.flops.dense_forward * self.mask_samples
@@ -186,3 +263,23 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
     """Largest absolute difference between two models' parameters; NaN if any is."""
     gaps = [(p - q).abs().max() for p, q in zip(a.parameters(), b.parameters(), strict=True)]
     return float(torch.stack(gaps).max())
+
+
+def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
+    """Train epoch by epoch.
+
+    Args:
+        run: new (mutated).
+        epochs, batch_size: as the run was made for.
+        seed: of the data order and of the samples that masks are scored with: equal seeds give all
+            methods the same batches.
+
+    Yields:
+        The mean loss of each epoch.
+    """
+    order, mask_order = (torch.Generator().manual_seed(seed) for _ in range(2))
+    for _ in range(epochs):
+        run.start_epoch(mask_order)
+        batches = epoch_batches(run.data.train, batch_size, order)
+        losses = [run.step(images, labels) for images, labels in batches]
+        yield float(torch.stack(losses).mean())
