@@ -1,0 +1,193 @@
+"""Values and options of the command line that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .. import Pattern
+from .methods import FORMS, MASKS, OPTIONS
+from .sparse import METHODS, ROUNDS, UPDATES
+from .variants import CHOICES
+
+BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
+
+
+def number(low: float, high: float = math.inf, *, strict: bool = False) -> Callable[[str], float]:
+    """Converter of a finite number in [low, high], or (low, high] if strict."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not math.isfinite(value) or not low <= value <= high or (strict and value == low):
+            bound = f"{'above' if strict else 'at least'} {low:g}"
+            bound += f" and at most {high:g}" if high != math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text} must be finite and {bound}")
+        return value
+
+    return convert
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Converter of an integer in [low, high)."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < low or (high is not None and value >= high):
+            bound = f"at least {low}" if high is None else f"in [{low}, {high})"
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        return value
+
+    return convert
+
+
+def below_one(text: str) -> float:
+    """A number in [0, 1)."""
+    value = number(0.0)(text)
+    if value >= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} must be below 1")
+    return value
+
+
+def pattern(text: str) -> str:
+    """The name of a pattern."""
+    try:
+        return Pattern(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Converter of a list with commas; what comes twice is taken once."""
+
+    def convert_all(text: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(convert(part.strip()) for part in text.split(",")))
+
+    return convert_all
+
+
+def sparse_method(text: str) -> str:
+    """The name of a sparse training method."""
+    if text not in METHODS[1:]:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(METHODS[1:])}")
+    return text
+
+
+# option, converter, help; who has it and with which default stands in methods.py
+OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("lr", {"type": number(0.0, strict=True)}, "step size at the start; a cosine takes it to 0"),
+    ("momentum", {"type": below_one}, "in [0, 1)"),
+    ("weight-decay", {"type": number(0.0)}, "decay of the weights"),
+    ("rho", {"type": number(0.0)}, "radius of the perturbation"),
+    ("adaptive", {"action": "store_const", "const": True},
+     "scale the perturbation by the weights (wants a rho about ten times larger)"),
+    ("interval", {"type": integer(1), "metavar": "N"}, "perturb in every N-th step only"),
+    ("sparsity", {"type": number(0.0, 1.0)}, "fraction of the weights that is not perturbed"),
+    ("mask", {"choices": MASKS},
+     "what is perturbed; renewed at the start of every epoch, a dynamic mask exchanges a part"),
+    ("pattern", {"type": pattern, "metavar": "NAME"},
+     "sets of entries that are perturbed: unstructured, row, filter, tensor or n:m such as 2:4"),
+    ("axis", {"choices": ("in", "out")}, "of the groups of an n:m pattern"),
+    ("form", {"choices": FORMS},
+     "explicit: the perturbation is masked; implicit: the weights are, in the input gradients of "
+     "the first backward"),
+    ("norm", {"choices": ("dense", "masked")}, "of the explicit perturbation"),
+    ("smoothing", {"type": number(0.0, strict=True)}, "length of the finite difference"),
+    ("num-directions", {"type": integer(1), "metavar": "N"}, "random directions per step"),
+    ("distribution", {"choices": ("normal", "rademacher")}, "of the random directions"),
+    ("sparse-method", {"choices": METHODS},
+     "train with zero weights. snip, grasp: chosen before the first step; set, dsr, rigl, mest: "
+     f"moved {UPDATES} times in the first three quarters of the steps; lth: {ROUNDS} rounds of "
+     "equally many steps within the epochs given, each from the initial weights with a new "
+     f"learning rate schedule, {ROUNDS - 1} prunings between them"),
+    ("weight-sparsity", {"type": below_one},
+     "fraction of the convolution and linear weights that a sparse method makes zero"),
+    ("weight-distribution", {"choices": ("erk", "er", "uniform")},
+     "of the live weights among the layers, for set, dsr, rigl and mest"),
+    ("lam", {"type": number(0.0)}, "threshold a zero weight must pass; larger is sparser"),
+    ("delta", {"type": number(0.0, strict=True)}, "step size factor of the nonzero weights"),
+    ("coarse-steps", {"type": integer(0), "metavar": "N"},
+     "steps on the nonzero weights per full step"),
+    ("density", {"type": number(0.0, 1.0, strict=True)},
+     "fraction of nonzero weights at the start"),
+)  # fmt: skip
+
+_DEFAULT_WORDS = {
+    "smoothing": "rho / sqrt(number of weights)",
+    "axis": "in; out for the implicit form",
+    "weight_distribution": "erk for set and rigl, uniform for dsr and mest",
+    "adaptive": "off",
+}
+
+
+def key(option: str) -> str:
+    """Name of an option as a variable."""
+    return option.replace("-", "_")
+
+
+def _who_has(option: str) -> str:
+    """ "sgd, sam: 0.1; mezo: 0.001" for the help text."""
+    by_value: dict[str, list[str]] = {}
+    for optimizer, options in OPTIONS.items():
+        if key(option) in options:
+            value = options[key(option)]
+            shown = str(value) if value else _DEFAULT_WORDS.get(key(option), str(value))
+            by_value.setdefault(shown, []).append(optimizer)
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in by_value.items())
+
+
+def add_options(group: Any, names: Iterable[str] | None = None) -> None:
+    """Add the optimizers' options, or those named, to a parser or a group of it."""
+    wanted = None if names is None else set(names)
+    for option, how, text in OPTIMIZER_OPTIONS:
+        if wanted is None or key(option) in wanted:
+            if "type" in how:
+                how = {"metavar": "X", **how}
+            group.add_argument(f"--{option}", **how, help=f"{text} [{_who_has(option)}]")
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The optimizers' options that were given, by variable name."""
+    values = {key(option): getattr(args, key(option), None) for option, _, _ in OPTIMIZER_OPTIONS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def add_place(parser: argparse.ArgumentParser, backend_help: str) -> None:
+    """Add where to compute."""
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default cpu)"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help=backend_help)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add the seed of one run."""
+    parser.add_argument(
+        "--seed", type=integer(0, 2**63), default=0, metavar="N",
+        help="of weights, data order and random directions (default 0)",
+    )  # fmt: skip
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add the number of threads."""
+    parser.add_argument(
+        "--threads", type=integer(1), default=1, metavar="N",
+        help="CPU threads (default 1: the models are small, and waiting threads disturb timing)",
+    )  # fmt: skip
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add what the demo lets choose."""
+    group = parser.add_argument_group(
+        "choices for the SAM family",
+        "Act on the runs of Sparse SAM; those of sparse training on SAM, SSAM and ZO-SAM. In "
+        "brackets: defaults.",
+    )
+    add_options(group, CHOICES)

@@ -1,0 +1,142 @@
+"""Sparse training methods by name, with schedules in the length of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .. import (
+    DSR,
+    MEST,
+    SET,
+    SNIP,
+    ZOSAM,
+    GraSP,
+    LotteryTicket,
+    RigL,
+    SparseTraining,
+    class_balanced,
+)
+from .data import Dataset
+
+METHODS = ("none", "snip", "grasp", "lth", "set", "dsr", "rigl", "mest")
+DYNAMIC = {"set": SET, "dsr": DSR, "rigl": RigL, "mest": MEST}
+ROUNDS = 4  # of a lottery ticket: the last one trains what the ones before have found
+UPDATES = 20  # of a moving mask, all in the first three quarters of the steps
+SNIP_SAMPLES = 128
+GRASP_PER_CLASS = 10
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class SparseMethod:
+    """One sparse training method around the optimizer of one run.
+
+    Every method ends at the same fraction of zeros: no layer is left dense.
+
+    Args:
+        name: one of ``METHODS``, not "none".
+        model, optimizer: the run's; weights become 0 here, except for "lth".
+        sparsity: fraction of the convolution and linear weights that is zero in the end.
+        distribution: among the layers, of the methods in ``DYNAMIC``; None: each method's default.
+        data: the training split gives the samples that "snip" and "grasp" score with.
+        loss_fn: the loss that "snip" scores with.
+        total_steps: of the run.
+        seed: of samples, random masks and growth.
+        backend: of the masks' operations.
+
+    Raises:
+        ValueError: an option is out of range, the run is too short or there are too few samples.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, optimizer: Optimizer, sparsity: float,
+        distribution: str | None, *, data: Dataset, loss_fn: Loss, total_steps: int, seed: int,
+        backend: str,
+    ) -> None:  # fmt: skip
+        self.name, self.total_steps = name, total_steps
+        self._order = torch.Generator().manual_seed(seed)
+        shared: dict[str, Any] = {"backend": backend, "seed": seed}
+        self.scheduler: SparseTraining
+        if name == "lth":
+            if total_steps < ROUNDS:
+                raise ValueError(
+                    f"lth needs {ROUNDS} steps, one per round; there are {total_steps}"
+                )
+            fraction = 1.0 - (1.0 - sparsity) ** (1.0 / (ROUNDS - 1))
+            self.scheduler = LotteryTicket(model, optimizer, fraction, backend=backend)
+        elif name == "snip":
+            self.scheduler = snip = SNIP(model, optimizer, sparsity, **shared)
+            snip.prune(loss_fn, *self._samples(data, SNIP_SAMPLES))
+        elif name == "grasp":
+            self.scheduler = grasp = GraSP(model, optimizer, sparsity, **shared)
+            grasp.prune(self._balanced(data))
+        else:
+            self.scheduler = self._dynamic(model, optimizer, sparsity, distribution, shared)
+
+    def _dynamic(
+        self, model: nn.Module, optimizer: Optimizer, sparsity: float, distribution: str | None,
+        shared: dict[str, Any],
+    ) -> SparseTraining:  # fmt: skip
+        stop = max(3 * self.total_steps // 4, 1)
+        options = {**shared, "update_every": max(stop // UPDATES, 1), "stop_at": stop}
+        if distribution is not None:
+            options["distribution"] = distribution
+        if self.name == "rigl" and isinstance(optimizer, ZOSAM):
+            options["grow_grad"] = "perturbed"  # it takes no gradient at w
+        return DYNAMIC[self.name](model, optimizer, sparsity, first_dense=False, **options)
+
+    def _samples(self, data: Dataset, count: int) -> tuple[Tensor, Tensor]:
+        split = data.train
+        chosen = torch.randperm(len(split), generator=self._order)[:count].to(split.labels.device)
+        return data.inputs(split.images[chosen]), split.labels[chosen]
+
+    def _balanced(self, data: Dataset) -> tuple[Tensor, Tensor]:
+        fewest = int(torch.bincount(data.train.labels, minlength=data.classes).min())
+        return class_balanced(
+            self._samples(data, len(data.train)),
+            per_class=min(GRASP_PER_CLASS, fewest), num_classes=data.classes,
+        )  # fmt: skip
+
+    # -- lottery tickets ---------------------------------------------------------------------
+
+    def _round_starts(self) -> list[int]:
+        rounds = ROUNDS if self.name == "lth" else 1
+        return [i * self.total_steps // rounds for i in range(rounds + 1)]
+
+    def progress(self, step: int) -> float:
+        """Share of the learning rate schedule behind a step: it starts anew with every round."""
+        starts = self._round_starts()
+        now = max(i for i, start in enumerate(starts[:-1]) if start <= step)
+        return (step - starts[now]) / (starts[now + 1] - starts[now])
+
+    def rewind(self, step: int) -> None:
+        """Prune and go back to the initial weights if a round of a lottery ticket is over."""
+        due = sum(start <= step for start in self._round_starts()[1:-1])
+        while isinstance(self.scheduler, LotteryTicket) and self.scheduler.level < due:
+            self.scheduler.prune()
+
+    # -- moving masks ------------------------------------------------------------------------
+
+    @property
+    def wants_perturbed(self) -> bool:
+        """Whether the next step's mask update wants gradients at w + e."""
+        scheduler = self.scheduler
+        perturbed = isinstance(scheduler, RigL) and scheduler.grow_grad == "perturbed"
+        return perturbed and scheduler.update_due
+
+    def step(self, perturbed: bool = False) -> bool:
+        """Count one step and update the mask where it is due.
+
+        Args:
+            perturbed: hand the present gradients over as those at w + e.
+
+        Returns:
+            True if the optimizer takes no step.
+        """
+        grads = [p.grad for p in self.scheduler.weights.values()] if perturbed else None
+        return self.scheduler.step(grads)

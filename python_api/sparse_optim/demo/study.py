@@ -1,0 +1,170 @@
+"""Accuracy over sparsity: Sparse SAM and sparse training against SGD and SAM, several seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .compare import total_steps
+from .data import Dataset
+from .methods import PLANS, Plan, Recipe
+from .runner import Run, train
+from .variants import check_recipe
+
+SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
+DENSE = ("SGD", "SAM")  # what every other method is compared with
+_CURVES: dict[str, dict[str, Any]] = {
+    "SSAM-F": {"mask": "fisher"},
+    "SSAM-D": {"mask": "dynamic"},
+    "SSAM-F rows": {"mask": "fisher", "pattern": "row"},
+}
+_GROUPS = Recipe("SSAM-F 2:4", "ssam", {"mask": "fisher", "pattern": "2:4"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the summary: a method at one sparsity, in per cent; None where it has none."""
+
+    recipe: Recipe
+    sparsity: float | None = None
+
+    @property
+    def method(self) -> str:
+        """Name in tables."""
+        return self.recipe.label
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training run; per cents. ``perturbed`` is None for SGD."""
+
+    case: Case
+    seed: int
+    steps: int
+    accuracy: float
+    perturbed: float | None
+    zeros: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation over the seeds of one case."""
+
+    case: Case
+    seeds: int
+    mean: float
+    deviation: float | None
+    perturbed: float | None
+    zeros: float
+
+
+def plan_of(model: str, epochs: int | None) -> Plan:
+    """The demo's plan for a model, with its number of epochs or another one."""
+    plan = next(plan for plan in PLANS if plan.model == model)
+    return plan if epochs is None else replace(plan, epochs=epochs)
+
+
+def _learning_rate(plan: Plan) -> float:
+    return float(next(r for r in plan.recipes if r.optimizer == "sam").option("lr"))
+
+
+def _recipe(plan: Plan, label: str, optimizer: str, options: dict[str, Any]) -> Recipe:
+    return check_recipe(Recipe(label, optimizer, {"lr": _learning_rate(plan), **options}))
+
+
+def perturbation_cases(plan: Plan, sparsities: Sequence[float]) -> list[Case]:
+    """SGD, SAM, and Sparse SAM at every sparsity; 2:4 has its own."""
+    cases = [Case(_recipe(plan, name, name.lower(), {})) for name in DENSE]
+    for label, options in _CURVES.items():
+        for s in sparsities:
+            recipe = _recipe(plan, label, "ssam", {**options, "sparsity": s})
+            cases.append(Case(recipe, 100.0 * s))
+    groups = _recipe(plan, _GROUPS.label, _GROUPS.optimizer, _GROUPS.options)
+    return [*cases, Case(groups, 50.0)]
+
+
+def training_cases(plan: Plan, methods: Sequence[str], sparsity: float) -> list[Case]:
+    """SGD and SAM with every sparse training method."""
+    return [
+        Case(
+            _recipe(
+                plan, f"{name} + {method}", name.lower(),
+                {"sparse_method": method, "weight_sparsity": sparsity},
+            ),
+            100.0 * sparsity,
+        )
+        for name in DENSE
+        for method in methods
+    ]  # fmt: skip
+
+
+def _perturbed(run: Run) -> float | None:
+    """Per cent of all weights and biases that the last step could perturb."""
+    if run.recipe.optimizer == "sgd":
+        return None
+    masks = run.masks()
+    total = sum(p.numel() for p in run.model.parameters())
+    if masks:
+        return 100.0 * sum(int(m.sum()) for m in masks.values()) / total
+    scheduler = None if run.sparse is None else run.sparse.scheduler
+    gone = 0 if scheduler is None else scheduler.mask.numel - scheduler.mask.live
+    return 100.0 * (total - gone) / total
+
+
+def train_case(
+    case: Case, plan: Plan, data: Dataset, backend: str, seed: int,
+    on_epoch: Callable[[], None] = lambda: None,
+) -> Outcome:  # fmt: skip
+    """Train once; equal seeds start all methods at the same weights and give the same batches.
+
+    Args:
+        case: method and sparsity.
+        plan: model, epochs and batch size.
+        data: on the device to train on.
+        backend: as the optimizers take it.
+        seed: of weights, data order, masks and mask samples.
+        on_epoch: called after every epoch.
+    """
+    steps = total_steps(plan, len(data.train))
+    run = Run(plan.model, data, case.recipe, backend, seed, steps)
+    for _ in train(run, plan.epochs, plan.batch_size, seed):
+        on_epoch()
+    return Outcome(case, seed, steps, run.accuracy(), _perturbed(run), run.sparsity())
+
+
+def run_cases(
+    cases: Sequence[Case], plan: Plan, data: Dataset, backend: str, seeds: int,
+    on_epoch: Callable[[Case, int], None] = lambda case, seed: None,
+) -> Iterator[Outcome]:  # fmt: skip
+    """Train every case with seeds 0 to ``seeds`` - 1; arguments as in ``train_case``."""
+    for case in cases:
+        for seed in range(seeds):
+            yield train_case(case, plan, data, backend, seed, lambda c=case, s=seed: on_epoch(c, s))  # type: ignore[misc]
+
+
+def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
+    """One summary per case, in the order of the outcomes.
+
+    The deviation is that of a sample (n - 1); None for one seed.
+    """
+    by_case: dict[tuple[str, float | None], list[Outcome]] = {}
+    for outcome in outcomes:
+        key = (outcome.case.method, outcome.case.sparsity)
+        by_case.setdefault(key, []).append(outcome)
+    summaries = []
+    for own in by_case.values():
+        values = [o.accuracy for o in own]
+        perturbed = [o.perturbed for o in own if o.perturbed is not None]
+        summaries.append(
+            Summary(
+                case=own[0].case,
+                seeds=len(own),
+                mean=statistics.fmean(values),
+                deviation=statistics.stdev(values) if len(values) > 1 else None,
+                perturbed=statistics.fmean(perturbed) if perturbed else None,
+                zeros=statistics.fmean([o.zeros for o in own]),
+            )
+        )
+    return summaries

@@ -1,0 +1,122 @@
+"""The command ``study``: accuracy over sparsity, as tables and a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import study, study_report
+from ._support import UserError, require
+from .commands import check_device, make_console, make_folder, make_progress
+from .data import load_digits
+from .methods import Plan, backend_in_use
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What `sparse-optim study` was asked for; ``command`` is written into the tables."""
+
+    out: Path
+    command: str
+    seeds: int = 3
+    model: str = "cnn"
+    epochs: int | None = None
+    sparsities: tuple[float, ...] = study.SPARSITIES
+    sparse_methods: tuple[str, ...] = ()
+    weight_sparsity: float = 0.9
+    device: str = "cpu"
+    backend: str = "auto"
+    threads: int = 1
+
+
+def run_study(options: StudyOptions) -> None:
+    """Train every case with every seed, print the tables, write CSV files and the picture.
+
+    Raises:
+        UserError: a package, the device or the output folder is missing, or a run is too short.
+        BackendUnavailableError: the backend cannot run here.
+    """
+    require("sklearn.datasets", "matplotlib.pyplot", "rich.progress")
+    check_device(options.device)
+    used = backend_in_use("ssam", options.backend, options.device)
+    folder = make_folder(options.out)
+    torch.set_num_threads(options.threads)
+    data = load_digits().to(options.device)
+    plan = study.plan_of(options.model, options.epochs)
+    cases = study.perturbation_cases(plan, options.sparsities)
+    more = study.training_cases(plan, options.sparse_methods, options.weight_sparsity)
+    console = make_console()
+    console.print(
+        f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
+        f"{plan.title}, {plan.epochs} epochs, seeds 0 to {options.seeds - 1}; {used} on "
+        f"{options.device}, {options.threads} thread(s)",
+        highlight=False,
+    )
+    start = time.perf_counter()
+    outcomes = _train([*cases, *more], plan, data, options, console)
+    seconds = time.perf_counter() - start
+    facts = study_report.provenance(used, options.command)
+    written = _report(outcomes[: len(cases) * options.seeds], plan, facts, folder, "study", console)
+    if more:
+        dense = [o for o in outcomes if o.case.method in study.DENSE]
+        sparse = outcomes[len(cases) * options.seeds :]
+        written += _report(
+            [*dense, *sparse], plan, facts, folder, "sparse_methods", console
+        )  # the dense runs again, for comparison
+    picture = folder / "study.png"
+    summaries = study.summarise(outcomes[: len(cases) * options.seeds])
+    _guarded(folder, study_report.plot_study, summaries, plan, len(data.test), picture)
+    console.print(
+        f"Mean and sample standard deviation of the test accuracy in per cent; one of the "
+        f"{len(data.test)} test images is {100.0 / len(data.test):.2f} %.",
+        highlight=False,
+    )
+    names = ", ".join(str(path) for path in (*written, picture))
+    console.print(f"{seconds:.0f} s of training. Written: {names}", highlight=False, soft_wrap=True)
+
+
+def _train(
+    cases: Sequence[study.Case], plan: Plan, data: Any, options: StudyOptions, console: Any
+) -> list[study.Outcome]:
+    with make_progress(console, "epochs") as progress:
+        task = progress.add_task("", total=len(cases) * options.seeds * plan.epochs)
+
+        def on_epoch(case: study.Case, seed: int) -> None:
+            at = "" if case.sparsity is None else f" {case.sparsity:g} %"
+            progress.update(task, advance=1, description=f"{case.method}{at}, seed {seed}")
+
+        try:
+            return list(
+                study.run_cases(cases, plan, data, options.backend, options.seeds, on_epoch)
+            )
+        except ValueError as error:  # an option that only the method can judge
+            raise UserError(str(error)) from error
+
+
+def _report(
+    outcomes: Sequence[study.Outcome], plan: Plan, facts: dict[str, str], folder: Path, name: str,
+    console: Any,
+) -> list[Path]:  # fmt: skip
+    """Print one table and write its two files."""
+    summaries = study.summarise(outcomes)
+    console.print(study_report.make_table(summaries, f"{plan.title}: test accuracy over sparsity"))
+    paths = [folder / f"{name}.csv", folder / f"{name}_summary.csv"]
+    tables = [
+        study_report.seed_records(outcomes, plan),
+        study_report.summary_records(summaries, plan),
+    ]
+    for path, records in zip(paths, tables, strict=True):
+        _guarded(folder, study_report.write_records, records, facts, path)
+    return paths
+
+
+def _guarded(folder: Path, write: Any, *args: Any) -> None:
+    try:
+        write(*args)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {folder}: {error.strerror}") from error

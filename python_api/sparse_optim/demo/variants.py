@@ -1,0 +1,119 @@
+"""Which options go together, and the demo's recipes with other choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .. import Pattern
+from ._support import UserError
+from .methods import OPTIONS, Plan, Recipe
+from .sparse import DYNAMIC
+
+CHOICES = (
+    "sparsity", "mask", "pattern", "axis", "form", "norm", "sparse_method", "weight_sparsity",
+    "weight_distribution",
+)  # fmt: skip
+
+Test = Callable[[dict[str, Any]], bool]
+
+
+def _grouped(o: dict[str, Any]) -> bool:
+    return bool(Pattern(o["pattern"]).m)
+
+
+# option, whether the others allow it, why not
+_NEEDS: tuple[tuple[str, Test, str], ...] = (
+    ("axis", _grouped, "goes with n:m patterns such as --pattern 2:4"),
+    (
+        "sparsity",
+        lambda o: not _grouped(o),
+        "is no option of --pattern {pattern}, which says itself how many are perturbed",
+    ),
+    (
+        "norm",
+        lambda o: o["form"] == "explicit",
+        "is no option of --form implicit, whose perturbation is dense",
+    ),
+    (
+        "weight_sparsity",
+        lambda o: o["sparse_method"] != "none",
+        "needs --sparse-method",
+    ),
+    (
+        "weight_distribution",
+        lambda o: o["sparse_method"] in DYNAMIC,
+        f"needs --sparse-method {', '.join(DYNAMIC)}; others choose over all layers together",
+    ),
+)
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Return ``recipe``.
+
+    Raises:
+        UserError: two of its options do not go together.
+    """
+    o = recipe.all_options()
+    for option, allows, why in _NEEDS:
+        if option in recipe.options and option in OPTIONS[recipe.optimizer] and not allows(o):
+            raise UserError(f"--{option.replace('_', '-')} {why.format(**o)}")
+    if o.get("mask") == "dynamic" and o["pattern"] != "unstructured":
+        raise UserError(
+            f"--mask dynamic exchanges single entries: it has no --pattern {o['pattern']}"
+        )
+    if o.get("mask") == "dynamic" and o["form"] == "implicit":
+        raise UserError("--mask dynamic has no implicit form: it scores with the gradient at w")
+    return recipe
+
+
+def label_of(options: dict[str, Any]) -> str:
+    """Name of a Sparse SAM in tables.
+
+    Example:
+        >>> label_of({**OPTIONS["ssam"], "mask": "dynamic", "sparsity": 0.9})
+        'SSAM dynamic 90 %'
+        >>> label_of({**OPTIONS["ssam"], "pattern": "2:4", "form": "implicit"})
+        'SSAM 2:4 implicit'
+    """
+    words = ["SSAM"]
+    if options["mask"] != "fisher":
+        words.append(options["mask"])
+    if options["pattern"] != "unstructured":
+        words.append(options["pattern"])
+    if not _grouped(options):
+        words.append(f"{100 * options['sparsity']:g} %")
+    if options["form"] != "explicit":
+        words.append(options["form"])
+    return " ".join(words)
+
+
+def with_choices(plan: Plan, choices: dict[str, Any]) -> Plan:
+    """A plan whose Sparse SAM and sparse training are as chosen.
+
+    Args:
+        plan: a plan.
+        choices: options of ``CHOICES``; those of sparse training act on SAM, SSAM and ZO-SAM.
+
+    Returns:
+        The plan; without choices the same one.
+
+    Raises:
+        UserError: two choices do not go together.
+    """
+    recipes = []
+    for recipe in plan.recipes:
+        own = OPTIONS[recipe.optimizer]
+        acting = {k: v for k, v in choices.items() if k in own and "rho" in own}
+        options = {**recipe.options, **acting}
+        if "pattern" in acting and "sparsity" not in acting and _grouped({**own, **options}):
+            options.pop("sparsity", None)  # the plan's, not asked for
+        changed = check_recipe(replace(recipe, options=options))
+        label = recipe.label
+        if acting and recipe.optimizer == "ssam":
+            label = label_of(changed.all_options())
+        if acting and changed.option("sparse_method") != "none":
+            label += f" + {changed.option('sparse_method')}"
+        recipes.append(replace(changed, label=label))
+    return replace(plan, recipes=tuple(recipes))
