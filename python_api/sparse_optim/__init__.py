@@ -3,11 +3,14 @@
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, bregman_param_groups
 from .flops import SparseFlops, bregman_cost_ratio
+from .implicit import ImplicitMask
 from .masks import (
     BitMask,
+    DynamicMask,
     FisherMask,
     MagnitudeMask,
     MaskPolicy,
+    Pattern,
     RandomMask,
     live_count,
     select_top,
@@ -38,13 +41,16 @@ __all__ = [
     "ZOSAM",
     "AdaBreg",
     "BitMask",
+    "DynamicMask",
     "FisherMask",
     "GraSP",
+    "ImplicitMask",
     "LinBreg",
     "LotteryTicket",
     "MagnitudeMask",
     "MaskPolicy",
     "MeZO",
+    "Pattern",
     "Phase",
     "RandomMask",
     "RigL",

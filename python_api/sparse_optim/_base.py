@@ -1,9 +1,8 @@
-"""What SAM and ZO-SAM share: a base optimizer, phases, exact restore, loss scaling, checkpoints."""
+"""What SAM and ZO-SAM share: exact restore, weight masks, the base step, loss scaling."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,26 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_kernels import restore_
-
+from ._backup import Moved, WholeBackup
+from ._bitmask import BitMask
+from ._fused_base import KEEPS_ZERO, FusedBase
 from ._support import BufferGuard, Phase, check_backend, check_dense_gradient, trainable
-
-STATE_KEY = "sparse_optim"
-STATE_VERSION = 1
-_FOREIGN_KEYS = ("old_p", "e_w", "mask")  # kept per parameter by other implementations
-_NOT_COPIED = ("step", "_backups", "_opt_called", "grad_scale", "found_inf")
+from ._weight_mask import MaskOfParams, Masks, checked_masks
+from ._wrapper import WrappingOptimizer
 
 
-class PerturbingOptimizer(Optimizer):
+class PerturbingOptimizer(WrappingOptimizer):
     """A base optimizer that is fed the gradient of a perturbed point.
 
-    ``param_groups`` and ``state`` are the base optimizer's own objects, so schedulers, gradient
-    scalers and checkpoints may use either. Subclasses move the weights with ``_perturb`` and
-    define what ``step`` does; everything that ends a perturbation is here.
+    Subclasses move the weights with ``_perturb`` and define what ``step`` does; everything that
+    ends a perturbation is here.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then always calls step, which always restores
-    base_optimizer: Optimizer
 
     def __init__(
         self,
@@ -41,93 +36,14 @@ class PerturbingOptimizer(Optimizer):
         bn_modules: nn.Module | Iterable[nn.Module] | None,
         backend: str,
     ) -> None:
-        if isinstance(base_optimizer_cls, Optimizer) or not callable(base_optimizer_cls):
-            raise ValueError(
-                "base_optimizer_cls must be an optimizer class such as torch.optim.SGD, "
-                f"got {type(base_optimizer_cls).__name__}"
-            )
         self.backend = check_backend(backend)
-        self._own_defaults = dict(defaults)
         self._guard = BufferGuard(bn_modules)
-        self._phase = Phase.IDLE
-        self._backups: dict[Tensor, Tensor] = {}
-        self._moved: list[Tensor] = []
-        self._moved_masks: list[Tensor] | None = None
-        super().__init__(params, defaults)
-        base = base_optimizer_cls(self.param_groups, **base_kwargs)
-        self.__dict__["base_optimizer"] = base  # from here on groups and state are the base's
-        self.__dict__.pop("_first_groups", None)
-        self.__dict__.pop("_first_state", None)
-        self.defaults = {**base.defaults, **self._own_defaults}
-        first = self.param_groups[0]["params"]
-        self._skipped = torch.zeros(
-            (), dtype=torch.int64, device=first[0].device if first else None
-        )
+        self._copies = WholeBackup()
+        self._moved: list[Moved] = []
+        self._weights = MaskOfParams()
+        super().__init__(params, base_optimizer_cls, defaults, base_kwargs)
 
-    # -- one list of groups, one state -------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        base = self.__dict__.get("base_optimizer")
-        return self.__dict__["_first_groups"] if base is None else base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        base = self.__dict__.get("base_optimizer")
-        if base is None:
-            self.__dict__["_first_groups"] = value
-        else:
-            base.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        base = self.__dict__.get("base_optimizer")
-        return self.__dict__["_first_state"] if base is None else base.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        base = self.__dict__.get("base_optimizer")
-        if base is None:
-            self.__dict__["_first_state"] = value
-        else:
-            base.state = value
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; options it does not give come from this optimizer and the base.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-            ValueError: an option is out of range.
-        """
-        self._refuse_perturbed("add_param_group")
-        filled = {**self._own_defaults, **param_group}
-        self._check_group(filled)
-        if "base_optimizer" not in self.__dict__:
-            super().add_param_group(filled)
-        else:
-            self.base_optimizer.add_param_group(filled)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """ValueError for an option of one group that is out of range."""
-
-    # -- phases ------------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """Where the optimizer stands: "idle", "perturbed" or "restored"."""
-        return self._phase
-
-    @property
-    def skipped_steps(self) -> Tensor:
-        """Updates suppressed because a gradient was not finite; int64, on the device."""
-        return self._skipped
-
-    def _refuse_perturbed(self, what: str) -> None:
-        if self._phase is Phase.PERTURBED:
-            raise RuntimeError(
-                f"{type(self).__name__}.{what}: the weights are perturbed; "
-                "finish the step or call restore() first"
-            )
+    # -- restore -----------------------------------------------------------------------------
 
     def _with_gradient(self, where: str) -> list[Tensor]:
         params = [p for p in trainable(self.param_groups) if p.grad is not None]
@@ -135,26 +51,12 @@ class PerturbingOptimizer(Optimizer):
             check_dense_gradient(f"{type(self).__name__}.{where}", self.param_groups, p)
         return params
 
-    def _backup_of(self, params: list[Tensor]) -> list[Tensor]:
-        """One buffer per parameter, allocated once and used in every step."""
-        for p in params:
-            b = self._backups.get(p)
-            if b is None or b.shape != p.shape or b.dtype != p.dtype or b.device != p.device:
-                self._backups[p] = torch.empty_like(p, requires_grad=False)
-        return [self._backups[p] for p in params]
-
-    def _note_moved(self, params: list[Tensor], masks: list[Tensor] | None = None) -> None:
-        """Fix the list that the restore walks; it never looks at ``p.grad``."""
-        self._moved = self._moved + params
-        if masks is not None:
-            self._moved_masks = (self._moved_masks or []) + masks
-
     @torch.no_grad()
     def _put_back(self) -> None:
-        if self._moved:
-            backups = [self._backups[p] for p in self._moved]
-            restore_(self._moved, backups, self._moved_masks, backend=self.backend)
-        self._moved, self._moved_masks = [], None
+        """Restore what the ascent moved; the list was fixed there and never looks at ``.grad``."""
+        moved, self._moved = self._moved, []
+        for part in moved:
+            part.restore(self.backend)
         self._guard.put_back()
         self._guard.drop()
 
@@ -175,6 +77,56 @@ class PerturbingOptimizer(Optimizer):
             self._put_back()
             self._phase = Phase.RESTORED
 
+    # -- which weights exist -----------------------------------------------------------------
+
+    @property
+    def weight_mask(self) -> BitMask | None:
+        """The weight mask in force, over the trainable parameters it was set for, or None."""
+        return self._weights.mask
+
+    @torch.no_grad()
+    def set_weight_mask(self, masks: Masks | None) -> None:
+        """Say which weights exist; the others become +0.0 and their base state 0.
+
+        Weights with bit 0 are neither counted nor perturbed, and their gradients are cleared before
+        the update, so they stay +0.0; one that returns later starts at 0 with no state.
+
+        Args:
+            masks: bool tensors (None: all ones) over the trainable parameters in group order, a
+                BitMask, or None for no mask.
+
+        Raises:
+            RuntimeError: the weights are perturbed.
+            ValueError: number, shape, dtype or device does not fit; nothing is modified.
+        """
+        self._refuse_perturbed("set_weight_mask")
+        taken: tuple[list[Tensor], BitMask | None] = ([], None)
+        if masks is not None:
+            taken = checked_masks("weight_mask", self.param_groups, masks)
+        self._weights.take(*taken)
+        self._mask_changed()
+        params = taken[0]
+        self._weights.clear(params, params, self.backend)
+        pairs = [
+            (value, p)
+            for p in params
+            for value in self.state.get(p, {}).values()
+            if isinstance(value, Tensor) and value.shape == p.shape
+        ]
+        self._weights.clear([v for v, _ in pairs], [p for _, p in pairs], self.backend)
+
+    def _mask_changed(self) -> None:
+        """Called when the weights that exist have changed."""
+
+    @torch.no_grad()
+    def mask_grads_(self) -> None:
+        """Clear the gradients of weights that do not exist; the update does it too.
+
+        Call it before clipping, so that the clipped norm is that of the existing weights.
+        """
+        params = [p for p in trainable(self.param_groups) if p.grad is not None]
+        self._weights.clear([p.grad for p in params], params, self.backend)  # type: ignore[misc]
+
     # -- the base step -----------------------------------------------------------------------
 
     def _base_gates_on_device(self) -> bool:
@@ -192,104 +144,87 @@ class PerturbingOptimizer(Optimizer):
         )
 
     @torch.no_grad()
-    def _apply_base(self, skip: Tensor | None = None) -> None:
-        """Run the base optimizer on the gradients, unless ``skip`` or the scaler's overflow flag.
+    def _update(self, skip: Tensor | None = None) -> None:
+        """Finish a step: restored weights whatever happens, and the base update."""
+        try:
+            self.mask_grads_()
+            self._apply_base(skip)
+        except BaseException:
+            self.restore()
+            raise
+        self._phase = Phase.IDLE
 
-        A base with fused kernels is gated on the device; for any other one bool comes to the host,
-        as in GradScaler.
+    @torch.no_grad()
+    def _apply_base(self, skip: Tensor | None = None) -> None:
+        """Restore and update with the gradients; one pass where the base step can be fused.
+
+        ``skip``, where it is not 0, or the scaler's overflow flag leaves only the restore. It is
+        obeyed on the device where that is possible; otherwise one bool comes to the host, as in
+        GradScaler.
         """
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         base = self.base_optimizer
         self._opt_called = base._opt_called = True  # type: ignore[attr-defined]  # for schedulers
         if found is not None:
-            overflow = found.reshape(()) > 0
-            skip = overflow if skip is None else skip | overflow.to(skip.device)
+            overflow = found.reshape(())
+            skip = overflow if skip is None else skip + overflow.to(skip.device)
+        group_of = {p: g for g in self.param_groups for p in g["params"]}
+        moved = {p for part in self._moved for p in part.params}
+        rest = [p for p in group_of if p.grad is not None and p not in moved]
+        fusing = FusedBase(base, self.backend)
+        fused = bool(moved) and fusing.accepts(self._moved, group_of)
+        if skip is not None:
+            self._skipped += (skip != 0).to(self._skipped.device)
+            on_device = not fused or fusing.gates_on_device(self._moved, group_of)
+            on_device &= (fused and not rest) or self._base_gates_on_device()
+            if skip.device.type == "cpu" or not on_device:
+                if bool(skip != 0):
+                    self._put_back()
+                    return
+                skip = None
+        if not fused:
+            self._put_back()
+            self._base_step(skip, scale)
+        else:
+            inverse = None if scale is None else scale.double().reciprocal().float()
+            fusing.step(self._moved, group_of, skip, inverse)
+            self._moved = []
+            self._put_back()  # the guarded buffers
+            if rest:
+                self._base_step_of(rest, skip, scale)
+        if type(base) not in KEEPS_ZERO:
+            params = trainable(self.param_groups)
+            self._weights.clear(params, params, self.backend)
+
+    def _base_step_of(self, params: list[Tensor], skip: Tensor | None, scale: Any) -> None:
+        """The base step of some parameters alone: the others' gradients are out of its sight."""
+        own = set(params)
+        hidden = {p: p.grad for g in self.param_groups for p in g["params"] if p not in own}
+        try:
+            for p in hidden:
+                p.grad = None
+            self._base_step(skip, scale)
+        finally:
+            for p, grad in hidden.items():
+                p.grad = grad
+
+    def _base_step(self, skip: Tensor | None, scale: Tensor | None) -> None:
+        base = self.base_optimizer
         if skip is None:
-            base.step()
-            return
-        self._skipped += skip.to(self._skipped.device)
-        if self._base_gates_on_device():
-            base.grad_scale, base.found_inf = scale, skip.to(torch.float32)  # type: ignore[attr-defined]
-            try:
-                base.step()
-            finally:
-                del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
-        elif not bool(skip):
             if scale is not None:
                 inverse = scale.double().reciprocal().float()
                 for g in (p.grad for group in self.param_groups for p in group["params"]):
                     if g is not None:
                         g.mul_(inverse.to(g.device))
             base.step()
-
-    # -- checkpoints and copies --------------------------------------------------------------
-
-    def _extra_state(self) -> dict[str, Any]:
-        """Plain values and tensors beyond the base state."""
-        return {"version": STATE_VERSION, "skipped_steps": self._skipped.clone()}
-
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        if extra.get("version") != STATE_VERSION:
-            raise ValueError(
-                f"{type(self).__name__}.load_state_dict: format version {extra.get('version')}, "
-                f"this release reads {STATE_VERSION}"
-            )
-        self._skipped.copy_(extra["skipped_steps"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict, which loads into it alone too, and ours beside it.
-
-        Never a copy of the weights. ``torch.load(weights_only=True)`` reads it.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-        """
-        self._refuse_perturbed("state_dict")
-        return {**self.base_optimizer.state_dict(), STATE_KEY: self._extra_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` gave; a plain base checkpoint loads as well.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-            ValueError: the groups do not fit or the format is another one.
-        """
-        self._refuse_perturbed("load_state_dict")
-        sizes = [len(g["params"]) for g in state_dict["param_groups"]]
-        if sizes != [len(g["params"]) for g in self.param_groups]:
-            raise ValueError(
-                f"{type(self).__name__}.load_state_dict: the checkpoint has groups of {sizes}"
-            )
-        extra = state_dict.get(STATE_KEY)
-        state, foreign = {}, False
-        for key, value in state_dict["state"].items():
-            foreign |= any(k in value for k in _FOREIGN_KEYS)
-            state[key] = {k: v for k, v in value.items() if k not in _FOREIGN_KEYS}
-        if foreign:
-            warnings.warn(
-                f"{type(self).__name__}.load_state_dict: weight copies and float masks of another "
-                "implementation were left out",
-                stacklevel=2,
-            )
-        if extra is not None:
-            self._load_extra_state(extra)
-        ours = [{k: g[k] for k in self._own_defaults} for g in self.param_groups]
-        rest = {k: v for k, v in state_dict.items() if k != STATE_KEY}
-        self.base_optimizer.load_state_dict({**rest, "state": state})
-        for group, kept in zip(self.param_groups, ours, strict=True):
-            for k, v in kept.items():
-                group.setdefault(k, v)
-        self._phase = Phase.IDLE
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._refuse_perturbed("__getstate__")
-        return {
-            k: v
-            for k, v in self.__dict__.items()
-            if k not in _NOT_COPIED and not (k.startswith("_optimizer_") and k.endswith("_hooks"))
-        }
+            return
+        found = (skip != 0).to(torch.float32)
+        base.grad_scale, base.found_inf = scale, found  # type: ignore[attr-defined]
+        try:
+            base.step()
+        finally:
+            del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._backups = {}
-        super().__setstate__({})
+        self._copies = WholeBackup()
+        super().__setstate__(state)

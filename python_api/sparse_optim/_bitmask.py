@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels import pack_mask, unpack_mask
+from sparse_kernels import count_ones, mask_topk, pack_mask, unpack_mask
 
 COUNT_RULES = ("round", "trunc", "ceil")
 
@@ -46,27 +46,11 @@ def live_count(numel: int, sparsity: float, rule: str = "round") -> int:
     return min(max(k, 0), numel)
 
 
-def _ordered_keys(scores: Tensor) -> Tensor:
-    """Integers in the order of the scores: NaN below -inf, -0.0 equal to +0.0."""
-    if not scores.dtype.is_floating_point:
-        return scores
-    wide = scores.dtype == torch.float64
-    x = scores if wide else scores.float()
-    integer = torch.int64 if wide else torch.int32
-    bits = (x + 0.0).view(integer)  # -0.0 + 0.0 is +0.0
-    low, high = torch.iinfo(integer).min, torch.iinfo(integer).max
-    keys = torch.where(bits < 0, bits ^ high, bits)
-    return torch.where(x.isnan(), low, keys)
-
-
 def select_top(scores: Sequence[Tensor], k: int) -> list[Tensor]:
-    """Bool masks of the k largest scores of a list, exactly k of them.
-
-    Order: score descending, then global index (tensors in list order, each flattened row-major)
-    ascending. NaN ranks below -inf; -0.0 equals +0.0. No value comes to the host.
+    """Bool masks of the k largest scores of a list, exactly k of them (``mask_topk``, unpacked).
 
     Args:
-        scores: tensors of any shapes, one device and dtype; floating or integer.
+        scores: floating tensors of any shapes.
         k: number of ones, in [0, N].
 
     Returns:
@@ -79,18 +63,7 @@ def select_top(scores: Sequence[Tensor], k: int) -> list[Tensor]:
         >>> select_top([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 2.0])], 2)
         [tensor([False,  True]), tensor([ True, False])]
     """
-    total = sum(s.numel() for s in scores)
-    if not 0 <= k <= total:
-        raise ValueError(f"select_top: k must be in [0, {total}], got {k}")
-    if k == 0 or k == total:
-        return [torch.full(s.shape, k > 0, dtype=torch.bool, device=s.device) for s in scores]
-    keys = _ordered_keys(torch.cat([s.reshape(-1) for s in scores]))
-    threshold = keys.kthvalue(total - k + 1).values
-    chosen = keys > threshold
-    equal = keys == threshold
-    chosen |= equal & (equal.cumsum(0) <= k - chosen.sum())
-    parts = chosen.split([s.numel() for s in scores])
-    return [part.reshape(s.shape).clone() for part, s in zip(parts, scores, strict=True)]
+    return unpack_mask(mask_topk(scores, k), [s.shape for s in scores])
 
 
 class BitMask:
@@ -122,6 +95,17 @@ class BitMask:
                 raise ValueError(f"BitMask: words[{i}] do not fit a mask of shape {s}")
 
     @classmethod
+    def full(cls, params: Sequence[Tensor], value: bool = True) -> BitMask:
+        """All ones, or all zeros, in the shapes and on the devices of ``params``."""
+        words = []
+        for p in params:
+            word = p.new_full((-(-p.numel() // 32),), -1 if value else 0, dtype=torch.int32)
+            if value and p.numel() % 32:
+                word[-1] = (1 << p.numel() % 32) - 1  # padding bits are 0
+            words.append(word)
+        return cls(words, [p.shape for p in params])
+
+    @classmethod
     def from_bool(cls, masks: Sequence[Tensor]) -> BitMask:
         """Pack bool tensors; ValueError names the one that is not bool."""
         return cls(pack_mask(list(masks)), [m.shape for m in masks])
@@ -135,7 +119,7 @@ class BitMask:
         if not self.words:
             return []
         device = self.words[0].device
-        return torch.stack([m.sum().to(device) for m in self.to_bool()]).tolist()
+        return torch.stack([c.to(device) for c in count_ones(self.words)]).tolist()
 
     @property
     def live(self) -> int:
@@ -164,6 +148,10 @@ class BitMask:
 
     def __or__(self, other: BitMask) -> BitMask:
         return self._combine(other, torch.bitwise_or)
+
+    def __sub__(self, other: BitMask) -> BitMask:
+        """Ones of this mask that are zeros of the other."""
+        return self._combine(other, lambda a, b: a & ~b)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BitMask) or self.shapes != other.shapes:

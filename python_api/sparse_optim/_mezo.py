@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 from sparse_kernels import restore_, zo_combine_
 
-from ._base import STATE_KEY, STATE_VERSION
+from ._backup import WholeBackup
 from ._bitmask import BitMask
 from ._directions import DirectionReport, Directions, Probe
 from ._support import BufferGuard, check_backend, check_number, trainable
+from ._wrapper import STATE_KEY, STATE_VERSION
 
 
 class MeZO(DirectionReport, Optimizer):
@@ -81,7 +82,7 @@ class MeZO(DirectionReport, Optimizer):
         check_number("smoothing", smoothing, 0.0, strict=True)
         self.backend = check_backend(backend)
         self._guard = BufferGuard(bn_modules)
-        self._backups: dict[Tensor, Tensor] = {}
+        self._copies = WholeBackup()
         self.last_probe: Probe | None = None
         self._directions = Directions(
             num_directions, smoothing, distribution, seed, rng_rounds, pair_rng, backend
@@ -132,7 +133,7 @@ class MeZO(DirectionReport, Optimizer):
         if not params:
             raise RuntimeError("MeZO.step: no parameter requires grad")
         assert draw.smoothing is not None
-        backups = self._backup_of(params)
+        backups = self._copies.of(params)
         try:
             losses, key, _ = draw.losses(
                 "MeZO.step", loss_closure, params, backups, draw.smoothing, self._guard, False
@@ -171,13 +172,6 @@ class MeZO(DirectionReport, Optimizer):
             gamma=None if set(gammas) == {1.0} else gammas, **draw.stream(moved, key),
         )  # fmt: skip
 
-    def _backup_of(self, params: list[Tensor]) -> list[Tensor]:
-        for p in params:
-            b = self._backups.get(p)
-            if b is None or b.shape != p.shape or b.dtype != p.dtype or b.device != p.device:
-                self._backups[p] = torch.empty_like(p, requires_grad=False)
-        return [self._backups[p] for p in params]
-
     def state_dict(self) -> dict[str, Any]:
         """Groups, seed, counters, uids and mask; never weights or directions."""
         own = {"version": STATE_VERSION, "directions": self._directions.state(self.param_groups)}
@@ -201,4 +195,4 @@ class MeZO(DirectionReport, Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_backups", {})
+        self.__dict__.setdefault("_copies", WholeBackup())

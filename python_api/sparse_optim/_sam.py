@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from sparse_kernels import grad_norm, masked_perturb_
+from ._ascent import Ascent
+from ._support import Phase, check_int
+from ._weight_mask import MaskOfParams, Masks
 
-from ._base import PerturbingOptimizer
-from ._support import Phase, check_int, check_number
 
-
-class SAM(PerturbingOptimizer):
+class SAM(Ascent):
     """Sharpness-aware minimisation around any torch optimizer.
 
     ``e = rho g / (||g|| + eps)`` with one norm over all groups, then the base optimizer updates w
@@ -31,6 +30,13 @@ class SAM(PerturbingOptimizer):
         adaptive: scale the perturbation by the weights (ASAM; wants a rho about ten times larger).
         eta: added to ``|w|`` in the adaptive form, >= 0.
         eps: added to the norm, >= 0.
+        weight_mask: bool tensors (or None entries, all ones) over the trainable parameters, or a
+            BitMask: the weights that exist; see ``set_weight_mask``.
+        interval: perturb in every interval-th step; the others are plain base steps.
+        check_gradients: look for infinities and NaN in the gradients at w + e too (one more read of
+            them) where no ``GradScaler`` has done so; False: at w only.
+        shard_group: process group over which every parameter is sharded (each rank holds other
+            entries); the squared norm is summed over it.
         bn_modules: module or modules whose buffers (running statistics) advance in the pass at w
             only; what the pass at w + e writes into them is undone.
         closure_calls: 1: ``step(closure)`` calls it at w + e, the gradient at w is in ``.grad``
@@ -42,14 +48,24 @@ class SAM(PerturbingOptimizer):
         ValueError: an argument is out of range.
 
     State:
-        The base optimizer's, under its own keys. Beside it a backup of the perturbed parameters
-        (itemsize bytes per parameter, reused, never saved) and ``skipped_steps`` (int64).
+        The base optimizer's, under its own keys. Beside it a backup of the perturbed entries
+        (itemsize bytes each, reused, never saved), the packed weight mask (1/8 byte per parameter),
+        ``skipped_steps`` (int64) and the step counter.
 
     Note:
-        A gradient that is not finite, at w or at w + e, suppresses the update. With a fused base
-        (``fused=True``) this is decided on the device, from a parameter's second step on; with any
-        other base one bool per step comes to the host. ``GradScaler`` works as usual
-        (``first_step`` on the scaled gradients, ``scaler.step(opt)`` for the second).
+        A gradient that is not finite, at w or at w + e, suppresses the update. With SGD, or a base
+        with its step counter on the device (``fused=True``, ``capturable=True``), this is decided
+        there from a parameter's second step on; with any other base one bool per step comes to the
+        host. ``GradScaler`` works as usual (``first_step`` on the scaled gradients,
+        ``scaler.step(opt)`` for the second).
+
+        With torch's SGD, Adam or AdamW as base the restore is part of the base step, one pass over
+        memory; SGD keeps torch's bits, Adam and AdamW agree to the last places. Any other base
+        steps by itself after the restore, as it does after ``perturbed()``.
+
+        Under data parallelism gradients are used as they are: averaged at w, all ranks share one
+        e; computed under ``no_sync()`` at w, each rank has its own (m-sharpness). Averaged at
+        w + e, the weights stay equal on all ranks either way.
 
     Source: SAM, arXiv 2010.01412, eq. (2); ASAM, arXiv 2102.11600.
 
@@ -72,80 +88,34 @@ class SAM(PerturbingOptimizer):
         *,
         eta: float = 0.0,
         eps: float = 1e-12,
+        weight_mask: Masks | None = None,
+        interval: int = 1,
+        check_gradients: bool = True,
+        shard_group: Any = None,
         bn_modules: nn.Module | Iterable[nn.Module] | None = None,
         closure_calls: int = 1,
         backend: str = "auto",
         **base_kwargs: Any,
     ) -> None:
-        self.eps = check_number("eps", eps, 0.0)
         self.closure_calls = check_int("closure_calls", closure_calls, 1, 3)
-        self._norm: Tensor | None = None
+        self.interval = check_int("interval", interval, 1)
+        self._steps = 0
         defaults = {"rho": rho, "adaptive": bool(adaptive), "eta": eta}
         self._check_group(defaults)
-        super().__init__(params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend)
+        super().__init__(
+            params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend,
+            eps=eps, check_gradients=check_gradients, shard_group=shard_group,
+        )  # fmt: skip
+        if weight_mask is not None:
+            self.set_weight_mask(weight_mask)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        check_number("rho", group["rho"], 0.0)
-        check_number("eta", group["eta"], 0.0)
+    # -- one step ----------------------------------------------------------------------------
 
-    # -- ascent ------------------------------------------------------------------------------
-
-    def _mask_words(self, params: list[Tensor]) -> list[Tensor] | None:
-        """Packed perturbation masks of these parameters, None where every entry moves."""
-        return None
-
-    def _norm_masks(self, words: list[Tensor] | None) -> list[Tensor] | None:
-        return None
-
-    def _global_norm(self, params: list[Tensor], forms: list[tuple], words: Any) -> Tensor:
-        """One norm over all groups, on the device."""
-        counted = self._norm_masks(words)
-        parts = []
-        for adaptive, eta in dict.fromkeys(form[1:] for form in forms):
-            at = [i for i, form in enumerate(forms) if form[1:] == (adaptive, eta)]
-            own = [params[i] for i in at]
-            grads = [p.grad for p in own]
-            parts.append(
-                grad_norm(
-                    grads,  # type: ignore[arg-type]
-                    None if counted is None else [counted[i] for i in at],
-                    weights=own if adaptive else None,
-                    eta=eta if adaptive else 0.0,
-                    backend=self.backend,
-                )
-            )
-        if len(parts) == 1:
-            return parts[0]
-        home = parts[0].device
-        squares = torch.stack([n.to(home, torch.float64).square() for n in parts])
-        wide = any(n.dtype == torch.float64 for n in parts)
-        return squares.sum().sqrt().to(torch.float64 if wide else torch.float32)
-
-    def _perturb(self) -> None:
-        params = self._with_gradient("first_step")
-        if not params:
-            raise RuntimeError(f"{type(self).__name__}.first_step: no parameter has a gradient")
-        form_of = {
-            p: (check_number("rho", g["rho"], 0.0), bool(g["adaptive"]), float(g["eta"]))
-            for g in self.param_groups
-            for p in g["params"]
-        }
-        forms = [form_of[p] for p in params]
-        words = self._mask_words(params)
-        self._norm = self._global_norm(params, forms, words)
-        for form in dict.fromkeys(forms):
-            rho, adaptive, eta = form
-            if rho == 0.0:
-                continue  # adding 0 g would turn -0.0 into +0.0
-            at = [i for i, f in enumerate(forms) if f == form]
-            own = [params[i] for i in at]
-            masked_perturb_(
-                own, [p.grad for p in own], self._norm, rho,  # type: ignore[misc]
-                masks=None if words is None else [words[i] for i in at],
-                backup=self._backup_of(own), adaptive=adaptive, eta=eta, eps=self.eps,
-                backend=self.backend,
-            )  # fmt: skip
-            self._note_moved(own)
+    @property
+    def perturbs(self) -> bool:
+        """Whether the next step perturbs (``interval``); where not, one backward pass is enough:
+        ``step()`` in the idle phase then updates with the gradient at w."""
+        return self._steps % self.interval == 0
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
@@ -161,7 +131,10 @@ class SAM(PerturbingOptimizer):
         self._refuse_perturbed("first_step")
         self._guard.save()
         try:
-            self._perturb()
+            if self.perturbs:
+                self._perturb()
+            else:
+                self._norm = None
         except BaseException:
             self.restore()
             raise
@@ -184,26 +157,24 @@ class SAM(PerturbingOptimizer):
             raise RuntimeError(
                 f"{type(self).__name__}.second_step: call first_step first (phase {self._phase})"
             )
-        self.restore()
         self._descend()
         if zero_grad:
             self.zero_grad()
 
     def _descend(self) -> None:
-        params = self._with_gradient("second_step")
-        self._phase = Phase.IDLE
-        if not params:
-            raise RuntimeError(
-                f"{type(self).__name__}: no parameter has a gradient at w + e; "
-                "the weights are restored, nothing was updated"
-            )
-        assert self._norm is not None
-        skip = ~self._norm.isfinite()
-        if getattr(self, "found_inf", None) is None:  # a scaler has looked at these already
-            grads = [p.grad for p in params]
-            norm = grad_norm(grads, backend=self.backend)  # type: ignore[arg-type]
-            skip = skip | ~norm.isfinite().to(skip.device)
-        self._apply_base(skip)
+        try:
+            params = self._with_gradient("second_step")
+            if not params and self.shard_group is None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: no parameter has a gradient at w + e; "
+                    "the weights are restored, nothing was updated"
+                )
+            skip = self._suppressed(params)
+        except BaseException:
+            self.restore()
+            raise
+        self._update(skip)
+        self._steps += 1
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a whole step with a closure, or finish one.
@@ -216,7 +187,8 @@ class SAM(PerturbingOptimizer):
             closure: called with grad mode on and gradients cleared.
 
         Returns:
-            The closure's value at w + e (with ``closure_calls=2`` the one at w), or None.
+            The closure's value at w + e (with ``closure_calls=2`` the one at w), or None. In a step
+            that does not perturb (``interval``) the closure is not called at w + e.
 
         Raises:
             RuntimeError: called in the wrong phase. In the idle phase without a closure only a step
@@ -233,8 +205,16 @@ class SAM(PerturbingOptimizer):
             self.zero_grad()
             with torch.enable_grad():
                 value = closure()
-        with self.perturbed(), torch.enable_grad():
-            at_perturbed = closure()
+        if not self.perturbs:
+            self._finish()
+            return value
+        self.first_step(zero_grad=True)
+        try:
+            with torch.enable_grad():
+                at_perturbed = closure()
+        except BaseException:
+            self.restore()
+            raise
         self._finish()
         return value if self.closure_calls == 2 else at_perturbed
 
@@ -246,6 +226,9 @@ class SAM(PerturbingOptimizer):
             self._descend()
         elif all(float(g["lr"]) == 0.0 for g in self.param_groups):
             self.base_optimizer.step()
+        elif not self.perturbs:
+            self._norm = None
+            self._descend()
         else:
             raise RuntimeError(
                 f"{type(self).__name__}.step: needs a closure, first_step() or perturbed()"
@@ -271,3 +254,17 @@ class SAM(PerturbingOptimizer):
         self.first_step(zero_grad=True)
         with self._hold():
             yield
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def _extra_state(self) -> dict[str, Any]:
+        weights = self._weights.state(self.param_groups)
+        return {**super()._extra_state(), "steps": self._steps, "weights": weights}
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        where = f"{type(self).__name__}.load_state_dict"
+        taken = MaskOfParams.read(where, self.param_groups, extra.get("weights", {}))
+        super()._load_extra_state(extra)
+        self._weights.take(*taken)
+        self._mask_changed()
+        self._steps = extra.get("steps", 0)

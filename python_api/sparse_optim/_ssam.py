@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ._bitmask import BitMask
+from ._dynamic_mask import DynamicMask
+from ._fisher import FisherMask
+from ._patterns import Pattern
+from ._policy import MaskPolicy, Scope
 from ._sam import SAM
 from ._support import check_int, check_number, label, trainable
-from .masks import BitMask, FisherMask, MaskPolicy
+from ._weight_mask import MaskOfParams, Masks, checked_masks
 
 NORMS = ("dense", "masked")
 
@@ -23,14 +28,21 @@ class SSAM(SAM):
     ``norm="masked"``: ``e = rho m g / (||m g|| + eps)``, of length rho.
 
     Args:
-        params, base_optimizer_cls, rho, adaptive, eta, eps, bn_modules, closure_calls, backend,
-            base_kwargs: as in ``SAM``.
-        sparsity: s in [0, 1], fraction of entries NOT perturbed, over all parameters together; may
-            be set later, the next ``update_mask`` uses it.
+        params, base_optimizer_cls, rho, adaptive, eta, eps, weight_mask, interval,
+            check_gradients, shard_group, bn_modules, closure_calls, backend, base_kwargs: as in
+            ``SAM``.
+        sparsity: s in [0, 1], fraction of entries NOT perturbed, over all parameters together; or a
+            function of the number of the mask update. May be set later; the next ``update_mask``
+            uses it.
         mask: policy; default ``FisherMask()``, whose mask must be asked for with
             ``update_mask(model, samples, loss_fn)`` before the first step. Policies without data
             make theirs at construction.
+        pattern: "unstructured", "row" ("filter"), "tensor", "n:m" such as "2:4", or a ``Pattern``.
+        axis: of n:m groups, "in" or "out", where the pattern is given by name.
+        mask_scope: ``f(name, parameter) -> bool``; parameters it refuses are perturbed wholly and
+            not counted. Names are those the groups were given, else "".
         norm: "dense" or "masked".
+        mask_group: process group whose rank 0 hands its new masks to the others.
         seed: of policies that draw numbers, in [0, 2^64).
 
     Raises:
@@ -39,7 +51,7 @@ class SSAM(SAM):
     State:
         As ``SAM``, and the packed mask: 1/8 byte per parameter.
 
-    Source: Sparse SAM, arXiv 2210.05177, as its released code (Mi-Peng) computes it.
+    Source: Sparse SAM, arXiv 2210.05177 and 2306.17504, as the released code (Mi-Peng) computes it.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -60,11 +72,19 @@ class SSAM(SAM):
         rho: float = 0.05,
         adaptive: bool = False,
         *,
-        sparsity: float = 0.5,
+        sparsity: float | Callable[[int], float] = 0.5,
         mask: MaskPolicy | None = None,
+        pattern: str | Pattern = "unstructured",
+        axis: str = "in",
+        mask_scope: Scope | None = None,
         norm: str = "dense",
         eta: float = 0.0,
         eps: float = 1e-12,
+        weight_mask: Masks | None = None,
+        interval: int = 1,
+        check_gradients: bool = True,
+        shard_group: Any = None,
+        mask_group: Any = None,
         bn_modules: nn.Module | Iterable[nn.Module] | None = None,
         closure_calls: int = 1,
         seed: int = 0,
@@ -78,44 +98,111 @@ class SSAM(SAM):
                 f"mask must be a policy such as FisherMask(), got {type(mask).__name__}; "
                 "a mask of your own goes to set_masks"
             )
-        self.sparsity = check_number("sparsity", sparsity, 0.0, 1.0)
+        self.sparsity = sparsity if callable(sparsity) else check_number("sparsity", sparsity, 0, 1)
         self.norm_form, self.seed = norm, check_int("seed", seed, 0, 2**64)
         self.policy = FisherMask() if mask is None else mask
-        self._mask: BitMask | None = None
-        self._mask_params: list[Tensor] = []
+        self.pattern = pattern if isinstance(pattern, Pattern) else Pattern(pattern, axis=axis)
+        if isinstance(self.policy, DynamicMask) and self.pattern.name != "unstructured":
+            raise ValueError("DynamicMask exchanges single entries: its pattern is 'unstructured'")
+        self.mask_scope, self.mask_group = mask_scope, mask_group
+        self._perturbation = MaskOfParams()
         self._mask_updates = 0
+        self._pending: BitMask | None = None
+        self._due: float | None = None  # time of a dynamic exchange that the next step makes
         super().__init__(
-            params, base_optimizer_cls, rho, adaptive, eta=eta, eps=eps, bn_modules=bn_modules,
-            closure_calls=closure_calls, backend=backend, **base_kwargs,
+            params, base_optimizer_cls, rho, adaptive, eta=eta, eps=eps, weight_mask=weight_mask,
+            interval=interval, check_gradients=check_gradients, shard_group=shard_group,
+            bn_modules=bn_modules, closure_calls=closure_calls, backend=backend, **base_kwargs,
         )  # fmt: skip
-        if not self.policy.needs_data:
-            self.update_mask()
+        if self.policy.init != "score" or not self.policy.needs_data:
+            self._take(self._scoped(self._initial))
+            self._mask_updates = 1
+
+    # -- the mask ----------------------------------------------------------------------------
 
     @property
     def mask(self) -> BitMask | None:
         """The mask in force, over the trainable parameters in group order, or None."""
-        return self._mask
+        return self._perturbation.mask
 
+    def _take(self, mask: BitMask | None, params: list[Tensor] | None = None) -> None:
+        self._perturbation.take(trainable(self.param_groups) if params is None else params, mask)
+        self._mask_changed()
+
+    def _sparsity(self) -> float:
+        value = self.sparsity(self._mask_updates) if callable(self.sparsity) else self.sparsity
+        return check_number("sparsity", value, 0.0, 1.0)
+
+    def _scoped(self, make: Callable[[list[Tensor], BitMask | None], BitMask]) -> BitMask:
+        """A mask over all trainable parameters, made over those in the scope; 1 elsewhere."""
+        params = trainable(self.param_groups)
+        inside = [i for i, p in enumerate(params) if self._in_scope(p)]
+        own = [params[i] for i in inside]
+        part = make(own, self._weights.over(own))
+        whole = BitMask.full(params)
+        for i, word in zip(inside, part.words, strict=True):
+            whole.words[i] = word
+        return whole
+
+    def _in_scope(self, param: Tensor) -> bool:
+        if self.mask_scope is None:
+            return True
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p is param:
+                    names = group.get("param_names")
+                    return bool(self.mask_scope(names[i] if names else "", p))
+        return False
+
+    def _initial(self, params: list[Tensor], within: BitMask | None) -> BitMask:
+        mask = self.policy.initial(
+            params, self._sparsity(), seed=self.seed, pattern=self.pattern, within=within
+        )
+        assert mask is not None
+        return mask
+
+    @torch.no_grad()
     def update_mask(self, *data: Any) -> None:
         """Make a new mask by the policy at the present weights; it acts from the next step on.
 
+        A ``DynamicMask`` exchanges entries in the course of the next step, by the gradient and the
+        weights at w, and the new mask acts from the step after it. If that step is suppressed, the
+        exchange waits for the one after.
+
         Args:
-            data: what the policy needs; for ``FisherMask`` (model, samples, loss_fn).
+            data: what the policy needs; for ``FisherMask`` (model, samples, loss_fn), for
+                ``DynamicMask`` the time t (epochs, say).
 
         Raises:
             RuntimeError: the weights are perturbed.
-            ValueError: data are missing or the sparsity is out of range; the old mask stays.
+            ValueError: data are missing, the sparsity is out of range, or a score is not finite
+                (naming the parameter); the old mask stays.
         """
         self._refuse_perturbed("update_mask")
-        sparsity = check_number("sparsity", self.sparsity, 0.0, 1.0)
-        params = trainable(self.param_groups)
-        mask = self.policy.compute(
-            params, sparsity, *data, seed=self.seed, update=self._mask_updates
-        )
-        self._mask, self._mask_params = mask, params
+        if isinstance(self.policy, DynamicMask):
+            if len(data) != 1:
+                raise ValueError("DynamicMask needs the time of the update: update_mask(t)")
+            self._due = check_number("t", data[0], -float("inf"))
+            return
+        sparsity = self._sparsity()
+        mask = self._scoped(
+            lambda params, within: self.policy.compute(
+                params, sparsity, *data, seed=self.seed, update=self._mask_updates,
+                pattern=self.pattern, within=within,
+                names=[label(self.param_groups, p) for p in params],
+            )
+        )  # fmt: skip
+        self._share(mask)
+        self._take(mask)
         self._mask_updates += 1
 
-    def set_masks(self, masks: Sequence[Tensor] | BitMask) -> None:
+    def _share(self, mask: BitMask) -> None:
+        if self.mask_group is not None:
+            source = torch.distributed.get_global_rank(self.mask_group, 0)
+            for word in mask.words:
+                torch.distributed.broadcast(word, source, group=self.mask_group)
+
+    def set_masks(self, masks: Masks) -> None:
         """Use a mask of your own: True (or bit 1) where the entry is perturbed.
 
         Args:
@@ -126,61 +213,92 @@ class SSAM(SAM):
             ValueError: number, shape, dtype or device does not fit; the old mask stays.
         """
         self._refuse_perturbed("set_masks")
-        params = trainable(self.param_groups)
-        given = masks.to_bool() if isinstance(masks, BitMask) else list(masks)
-        if len(given) != len(params):
-            raise ValueError(
-                f"set_masks: {len(given)} masks for {len(params)} trainable parameters"
-            )
-        for m, p in zip(given, params, strict=True):
-            name = label(self.param_groups, p)
-            if not isinstance(m, Tensor) or m.dtype != torch.bool:
-                raise ValueError(f"set_masks: the mask of {name} is not a bool tensor")
-            if m.shape != p.shape or m.device != p.device:
-                raise ValueError(
-                    f"set_masks: the mask of {name} has shape {tuple(m.shape)} on {m.device}, "
-                    f"expected {tuple(p.shape)} on {p.device}"
-                )
-        self._mask, self._mask_params = BitMask.from_bool(given), params
+        params, mask = checked_masks("set_masks", self.param_groups, masks)
+        self._take(mask, params)
 
-    def _mask_words(self, params: list[Tensor]) -> list[Tensor]:
-        if self._mask is None:
+    # -- one step ----------------------------------------------------------------------------
+
+    def _perturbed_mask(self, params: list[Tensor]) -> BitMask:
+        mask = self._perturbation.over(params)
+        assert mask is not None
+        weights = self._weights.over(params)
+        return mask if weights is None else mask & weights
+
+    def _check_mask(self, params: list[Tensor]) -> None:
+        if self.mask is None:
             raise RuntimeError(
                 f"SSAM: no mask yet; call update_mask(...) for {type(self.policy).__name__} "
                 "or set_masks(...) before the first step"
             )
-        words = dict(zip(self._mask_params, self._mask.words, strict=True))
         for p in params:
-            if p not in words:
+            if p not in self._perturbation:
                 raise RuntimeError(
                     f"SSAM: {label(self.param_groups, p)} has no mask; call update_mask"
                 )
-        return [words[p] for p in params]
 
-    def _norm_masks(self, words: list[Tensor] | None) -> list[Tensor] | None:
-        return words if self.norm_form == "masked" else None
+    def _norm_words(self, params: list[Tensor]) -> list[Tensor] | None:
+        if self.norm_form == "masked" and self._packed is not None:
+            return self._packed.words(params)
+        return super()._norm_words(params)
+
+    def _perturb(self) -> None:
+        self._check_mask([p for p in trainable(self.param_groups) if p.grad is not None])
+        every = getattr(self.policy, "update_every", None)
+        if every is not None and self._steps and self._steps % every == 0:
+            self._due = float(self._steps)
+        self._pending = self._exchanged()
+        super()._perturb()
+
+    def _exchanged(self) -> BitMask | None:
+        """The mask after a dynamic exchange that is due, scored at w before the ascent."""
+        if self._due is None:
+            return None
+        policy, time = self.policy, self._due
+        assert isinstance(policy, DynamicMask)
+
+        def make(params: list[Tensor], within: BitMask | None) -> BitMask:
+            before = self._perturbation.over(params)
+            assert before is not None
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            before = before if within is None else before & within
+            return policy.exchange(
+                before, before.live, params, grads, self._sparsity(), time,
+                seed=self.seed, update=self._mask_updates, within=within,
+            )  # fmt: skip
+
+        return self._scoped(make)
+
+    def _descend(self) -> None:
+        pending, self._pending = self._pending, None
+        skipped = None if pending is None else self._skipped.clone()
+        super()._descend()
+        # the exchange belongs to a completed step; only then is a value read from the device
+        if pending is not None and bool(self._skipped == skipped):
+            self._share(pending)
+            self._take(pending)
+            self._mask_updates += 1
+            self._due = None
+
+    def restore(self) -> None:
+        """As in ``SAM``; an exchange of the mask that was due stays due."""
+        self._pending = None
+        super().restore()
+
+    # -- checkpoints -------------------------------------------------------------------------
 
     def _extra_state(self) -> dict[str, Any]:
-        extra = {**super()._extra_state(), "mask_updates": self._mask_updates, "seed": self.seed}
-        extra["mask"] = None
-        if self._mask is not None:
-            index = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
-            extra["mask"] = self._mask.state()
-            extra["mask_params"] = [index[p] for p in self._mask_params]
-        return extra
+        own = {"mask_updates": self._mask_updates, "seed": self.seed, "due": self._due}
+        return {
+            **super()._extra_state(),
+            **own,
+            "pattern": self.pattern.name,
+            "axis": self.pattern.axis,
+            **self._perturbation.state(self.param_groups),
+        }
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        params = [p for g in self.param_groups for p in g["params"]]
-        mask, masked = None, []
-        if extra.get("mask") is not None:
-            masked = [params[i] for i in extra["mask_params"]]
-            mask = BitMask.from_state(extra["mask"], [p.device for p in masked])
-            for p, shape in zip(masked, mask.shapes, strict=True):
-                if tuple(p.shape) != shape:
-                    raise ValueError(
-                        f"SSAM.load_state_dict: the mask of {label(self.param_groups, p)} "
-                        f"has shape {shape}"
-                    )
+        params, mask = MaskOfParams.read("SSAM.load_state_dict", self.param_groups, extra)
         super()._load_extra_state(extra)
-        self._mask, self._mask_params = mask, masked
+        self._take(mask, params)
         self._mask_updates, self.seed = extra.get("mask_updates", 0), extra.get("seed", self.seed)
+        self._due = extra.get("due")

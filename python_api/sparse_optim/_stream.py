@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels import pack_mask
-
 from ._bitmask import BitMask
-from ._support import check_int, check_number, label, trainable
+from ._support import check_int, check_number, label
+from ._weight_mask import MaskOfParams, Masks, checked_masks
 
 DISTRIBUTIONS = ("normal", "rademacher")
 STREAM_VERSION = 1
@@ -56,9 +55,7 @@ class Stream:
         self.rounds, self.pair_rng, self.backend = rounds, bool(pair_rng), backend
         self.probe_count = 0
         self.uids: dict[Tensor, int] = {}
-        self.mask: BitMask | None = None
-        self._words: dict[Tensor, Tensor] = {}
-        self._active: dict[Tensor, int] = {}
+        self.weights = MaskOfParams()
         self.ties: Tensor | None = None
         self.nonfinite: Tensor | None = None
         self._checked_rounding = False
@@ -88,60 +85,26 @@ class Stream:
             owners[uid] = p
         self.uids = uids
 
-    def set_mask(
-        self, groups: Sequence[dict[str, Any]], masks: Sequence[Tensor | None] | BitMask | None
-    ) -> None:
+    def set_mask(self, groups: Sequence[dict[str, Any]], masks: Masks | None) -> None:
         """Take a weight mask over the trainable parameters; None in a list means all ones."""
         if masks is None:
-            self.mask, self._words, self._active = None, {}, {}
-            return
-        params = trainable(groups)
-        given: list[Tensor | None]
-        given = list(masks.to_bool()) if isinstance(masks, BitMask) else list(masks)
-        if len(given) != len(params):
-            raise ValueError(
-                f"weight_mask: {len(given)} masks for {len(params)} trainable parameters"
-            )
-        filled = []
-        for m, p in zip(given, params, strict=True):
-            if m is None:
-                m = torch.ones(p.shape, dtype=torch.bool, device=p.device)
-            if not isinstance(m, Tensor) or m.dtype != torch.bool:
-                raise ValueError(
-                    f"weight_mask: the mask of {label(groups, p)} is not a bool tensor"
-                )
-            if m.shape != p.shape or m.device != p.device:
-                raise ValueError(
-                    f"weight_mask: the mask of {label(groups, p)} has shape {tuple(m.shape)} on "
-                    f"{m.device}, expected {tuple(p.shape)} on {p.device}"
-                )
-            filled.append(m)
-        self.take_mask(params, BitMask.from_bool(filled))
+            self.weights.take([], None)
+        else:
+            self.weights.take(*checked_masks("weight_mask", groups, masks))
 
-    def take_mask(self, params: list[Tensor], mask: BitMask) -> None:
-        self.mask = mask
-        self._words = dict(zip(params, mask.words, strict=True))
-        # counted once per mask, so that no probe has to ask the device
-        self._active = dict(zip(params, mask.popcount(), strict=True))
+    @property
+    def mask(self) -> BitMask | None:
+        return self.weights.mask
 
     def words(self, params: Sequence[Tensor]) -> list[Tensor] | None:
         """Packed masks of these parameters; a parameter added after the mask is all ones."""
-        if self.mask is None:
-            return None
-        for p in params:
-            if p not in self._words:
-                self._words[p] = pack_mask(
-                    [torch.ones(p.shape, dtype=torch.bool, device=p.device)]
-                )[0]
-                self._active[p] = p.numel()
-        return [self._words[p] for p in params]
+        return self.weights.words(params)
 
     def active_counts(self) -> dict[Tensor, int]:
-        return dict(self._active) if self.mask is not None else {}
+        return self.weights.live_counts()
 
     def num_active(self, params: Sequence[Tensor]) -> int:
-        self.words(params)
-        return sum(p.numel() if self.mask is None else self._active[p] for p in params)
+        return self.weights.live(params)
 
     def stream(self, params: Sequence[Tensor], key: int) -> dict[str, Any]:
         """Keyword arguments that name the random numbers of a call."""
@@ -158,10 +121,6 @@ class Stream:
 
     def state(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
         params = [p for g in groups for p in g["params"]]
-        index = {p: i for i, p in enumerate(params)}
-        masked = [p for p in params if p in self._words]
-        words = [self._words[p] for p in masked]
-        mask = None if self.mask is None else BitMask(words, [p.shape for p in masked]).state()
         return {
             "stream_version": STREAM_VERSION,
             "seed": self.seed,
@@ -171,8 +130,7 @@ class Stream:
             "uids": [self.uids[p] for p in params],
             "ties": None if self.ties is None else self.ties.clone(),
             "nonfinite": None if self.nonfinite is None else self.nonfinite.clone(),
-            "mask": mask,
-            "mask_params": [index[p] for p in masked],
+            **self.weights.state(groups),
         }
 
     def load(self, where: str, groups: Sequence[dict[str, Any]], state: dict[str, Any]) -> None:
@@ -185,13 +143,7 @@ class Stream:
         params = [p for g in groups for p in g["params"]]
         if len(state["uids"]) != len(params):
             raise ValueError(f"{where}: {len(state['uids'])} uids for {len(params)} parameters")
-        masked = [params[i] for i in state["mask_params"]]
-        mask = None
-        if state["mask"] is not None:
-            mask = BitMask.from_state(state["mask"], [p.device for p in masked])
-            for p, shape in zip(masked, mask.shapes, strict=True):
-                if tuple(p.shape) != shape:
-                    raise ValueError(f"{where}: the mask of {label(groups, p)} has shape {shape}")
+        masked = MaskOfParams.read(where, groups, state)
         self.uids = dict(zip(params, state["uids"], strict=True))
         self.seed, self.probe_count = state["seed"], state["probe_count"]
         self.distribution, self.rounds = state["distribution"], state["rounds"]
@@ -199,7 +151,4 @@ class Stream:
         for name in ("ties", "nonfinite"):
             value = state[name]
             setattr(self, name, None if value is None else value.clone().to(home))
-        if mask is None:
-            self.set_mask(groups, None)
-        else:
-            self.take_mask(masked, mask)
+        self.weights.take(*masked)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_kernels import unpack_mask, zo_combine_
+from sparse_kernels import zo_combine_
 
+from ._backup import Moved
 from ._base import PerturbingOptimizer
 from ._bitmask import BitMask
 from ._directions import DirectionReport, Directions, Probe, default_smoothing
@@ -100,6 +101,7 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         )
         defaults = {"rho": rho}
         super().__init__(params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend)
+        self._weights = self._directions.weights  # one mask: of the weights and of the directions
         self._directions.assign_uids(self.param_groups, uids)
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
@@ -132,45 +134,6 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         """d, entries that are perturbed."""
         return self._directions.num_active(list(self._rhos()))
 
-    @torch.no_grad()
-    def set_weight_mask(self, masks: Sequence[Tensor | None] | BitMask | None) -> None:
-        """Say which weights exist; the others become +0.0 and their base state 0.
-
-        Weights with bit 0 are neither read nor written by probes, and their gradients are cleared
-        before the update, so they stay +0.0; one that returns later starts at 0 with no state.
-
-        Args:
-            masks: bool tensors (None: all ones) over the trainable parameters in group order, a
-                BitMask, or None for no mask.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-            ValueError: number, shape, dtype or device does not fit; nothing is modified.
-        """
-        self._refuse_perturbed("set_weight_mask")
-        self._directions.set_mask(self.param_groups, masks)
-        for p, dead in self._dead():
-            p.masked_fill_(dead, 0.0)
-            for value in self.state.get(p, {}).values():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    value.masked_fill_(dead, 0)
-
-    def _dead(self) -> Iterator[tuple[Tensor, Tensor]]:
-        params = trainable(self.param_groups)
-        words = self._directions.words(params)
-        for p, w in zip(params, words or [], strict=words is not None):
-            yield p, ~unpack_mask([w], [p.shape])[0]
-
-    @torch.no_grad()
-    def mask_grads_(self) -> None:
-        """Clear the gradients of weights that do not exist; ``step`` does it too.
-
-        Call it before clipping, so that the clipped norm is that of the existing weights.
-        """
-        for p, dead in self._dead():
-            if p.grad is not None:
-                p.grad.masked_fill_(dead, 0.0)
-
     # -- one step ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -200,8 +163,8 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         rho = max(rhos.values())
         delta = draw.smoothing or default_smoothing(rho, draw.num_active(params))
         self._warn_autocast(params[0].device.type)
-        backups = self._backup_of(params)
-        self._note_moved(params, draw.words(params))
+        backups = self._copies.of(params)
+        self._moved = [Moved(params, backups, draw.words(params))]
         try:
             losses, key, sumsq = draw.losses(
                 "ZOSAM.probe", loss_closure, params, backups, delta, self._guard, True
@@ -276,9 +239,7 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         if closure is not None:
             with self._hold(), torch.enable_grad():
                 value = closure()
-        self.restore()
-        self.mask_grads_()
-        self._apply_base()
+        self._update()
         self._steps += 1
         self.last_step_probes, self._probes = self._probes, 0
         return value

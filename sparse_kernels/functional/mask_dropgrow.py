@@ -22,6 +22,7 @@ def mask_dropgrow(
     grow_key: int | None = None,
     regrow: bool = False,
     grow: int | Sequence[int] | None = None,
+    within: Sequence[Tensor] | None = None,
     backend: str | None = None,
 ) -> list[Tensor]:
     """Keep the best live entries of a mask, then set as many entries as were dropped.
@@ -39,6 +40,7 @@ def mask_dropgrow(
         drop_kind, grow_kind, drop_key, grow_key: what they rank by, as for ``mask_topk``.
         regrow: dropped entries are candidates too.
         grow: how many to grow where it is not ``count``.
+        within: int32 bit masks of the entries that may be set.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Returns:
@@ -72,10 +74,12 @@ def mask_dropgrow(
         drop_scores, kept if per_tensor else kept[0],
         kind=drop_kind, key=drop_key, among=masks, backend=backend,
     )  # fmt: skip
-    before = [w.clone() for w in new] if regrow else masks
+    closed = [w.clone() for w in new] if regrow else masks
+    if within is not None:
+        closed = [c | ~w for c, w in zip(closed, within, strict=True)]
     return mask_topk(
         grow_scores, grows if per_tensor else grows[0],
-        kind=grow_kind, key=grow_key, among=before, inverted=True, out=new, backend=backend,
+        kind=grow_kind, key=grow_key, among=closed, inverted=True, out=new, backend=backend,
     )  # fmt: skip
 
 

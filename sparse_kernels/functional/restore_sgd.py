@@ -81,7 +81,7 @@ def restore_sgd_(
 
     Note:
         Elementwise in float32 (float64 for float64), one rounding on store; float32 results are
-        bit-equal on every backend. ``torch.optim.SGD`` rounds differently in the last place.
+        bit-equal on every backend, and to ``torch.optim.SGD`` after ``restore_``.
 
     Source: the step of ``torch.optim.SGD``, fused with the restore of SAM (arXiv 2010.01412).
 

@@ -1,4 +1,9 @@
-"""restore_sgd_: the SGD step from the unperturbed parameters, with the gradient at w + e."""
+"""restore_sgd_: the SGD step from the unperturbed parameters, with the gradient at w + e.
+
+Bit for bit the step of ``torch.optim.SGD``, which multiplies and adds in one rounding
+(``torch.add(x, y, alpha=a)`` is fma(a, y, x)): so do the compiled kernels, by an explicit fma for
+every ``torch.add`` below.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +51,13 @@ def restore_sgd_ref(
         w, g = to_opmath(original), direction(grad, inv_scale, maximize)
         keep = gate(skip, w)
         if decay != 0.0:
-            g = g + decay * w
+            g = torch.add(g, w, alpha=weight_decay)
         if momentum_buffers:
             buffer = g
             if not first:
-                buffer = momentum * to_opmath(momentum_buffers[i]) + (1.0 - dampening) * g
+                buffer = to_opmath(momentum_buffers[i]) * momentum
+                buffer = torch.add(buffer, g, alpha=1.0 - dampening)
             store(momentum_buffers[i], buffer, keep)
-            g = g + momentum * buffer if nesterov else buffer
+            g = torch.add(g, buffer, alpha=momentum) if nesterov else buffer
         param.copy_(original)
-        store(param, w - lr * g, keep)
+        store(param, torch.add(w, g, alpha=-lr), keep)

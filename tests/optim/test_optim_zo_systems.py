@@ -134,6 +134,10 @@ def test_property_20_statistics_advance_once(backend, layer, m):
 def test_property_22_the_base_sees_the_masked_gradient_of_the_perturbed_point(
     backend, base, options, masked
 ):
+    def close(a, b):  # SGD fused with the restore has torch's bits, Adam rounds elsewhere
+        exact = base is SGD
+        torch.testing.assert_close(a, b, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-7)
+
     model, other = mlp(), mlp()
     x, y = batch()
     masks = [torch.rand(p.shape) < 0.6 for p in model.parameters()] if masked else None
@@ -154,10 +158,12 @@ def test_property_22_the_base_sees_the_masked_gradient_of_the_perturbed_point(
             p.grad = g.clone() if masks is None else g * masks[i]
         nn.utils.clip_grad_norm_(other.parameters(), 0.5)
         plain.step()
-        assert_same_params(model, other)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            close(p, q)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert set(opt.state[p]) == set(plain.state[q])
         for k, v in plain.state[q].items():
-            assert torch.equal(torch.as_tensor(opt.state[p][k]), torch.as_tensor(v)), k
+            close(torch.as_tensor(opt.state[p][k]), torch.as_tensor(v))
     assert not torch.equal(model[0].weight, mlp()[0].weight)
     if masked:
         for p, m in zip(model.parameters(), masks, strict=True):

@@ -1,0 +1,124 @@
+"""Where the weights are while they are perturbed: whole copies, or the masked entries packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_kernels import mask_ranks, restore_
+
+from ._bitmask import BitMask
+
+Place = tuple[torch.device, torch.dtype]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Parameters moved by one call, and what restores them.
+
+    Attributes:
+        params: the parameters.
+        backup: a copy of each, or one packed tensor.
+        masks: packed words of what was moved; None: everything.
+        ranks: of a packed backup.
+    """
+
+    params: list[Tensor]
+    backup: list[Tensor] | Tensor
+    masks: list[Tensor] | None = None
+    ranks: list[Tensor] | None = None
+
+    def restore(self, backend: str) -> None:
+        """Copy the bits back."""
+        restore_(self.params, self.backup, self.masks, ranks=self.ranks, backend=backend)
+
+    def arguments(self) -> dict[str, Any]:
+        """backup, masks and ranks by name."""
+        return {"backup": self.backup, "masks": self.masks, "ranks": self.ranks}
+
+    def where(self, wanted: Callable[[Tensor], bool]) -> Moved | None:
+        """The part over the wanted parameters; None if there is none."""
+        at = [i for i, p in enumerate(self.params) if wanted(p)]
+        if len(at) == len(self.params):
+            return self
+
+        def part(values: list[Tensor] | None) -> list[Tensor] | None:
+            return None if values is None else [values[i] for i in at]
+
+        if not at:
+            return None
+        backup = self.backup if isinstance(self.backup, Tensor) else part(self.backup)
+        assert backup is not None
+        return Moved([self.params[i] for i in at], backup, part(self.masks), part(self.ranks))
+
+
+class WholeBackup:
+    """One copy per parameter, allocated once and used in every step."""
+
+    def __init__(self) -> None:
+        self._copies: dict[Tensor, Tensor] = {}
+
+    def of(self, params: Sequence[Tensor]) -> list[Tensor]:
+        for p in params:
+            b = self._copies.get(p)
+            if b is None or b.shape != p.shape or b.dtype != p.dtype or b.device != p.device:
+                self._copies[p] = torch.empty_like(p, requires_grad=False)
+        return [self._copies[p] for p in params]
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self._copies = {}
+
+
+class PackedBackup:
+    """The entries of a mask in one flat tensor per device and dtype: itemsize bytes per entry.
+
+    Args:
+        params: parameters of the mask.
+        mask: what is perturbed. Its ones are counted here, which reads the device once.
+    """
+
+    def __init__(self, params: Sequence[Tensor], mask: BitMask) -> None:
+        counts = mask.popcount()
+        self.live, self.numel = sum(counts), mask.numel
+        self._words = dict(zip(params, mask.words, strict=True))
+        self._ranks: dict[Tensor, Tensor] = {}
+        self._sizes: dict[Place, int] = {}
+        self._buffers: dict[Place, Tensor] = {}
+        places: dict[Place, list[int]] = {}
+        for i, p in enumerate(params):
+            places.setdefault((p.device, p.dtype), []).append(i)
+        for place, at in places.items():
+            ranks = mask_ranks([mask.words[i] for i in at])
+            self._ranks.update(zip((params[i] for i in at), ranks, strict=True))
+            self._sizes[place] = sum(counts[i] for i in at)
+
+    def inherit(self, old: PackedBackup | None) -> None:
+        """Use the buffers of the mask before where they have the right size."""
+        if old is not None:
+            self._buffers = {
+                place: b for place, b in old._buffers.items() if b.numel() == self._sizes.get(place)
+            }
+
+    def __contains__(self, param: Tensor) -> bool:
+        return param in self._words
+
+    def words(self, params: Sequence[Tensor]) -> list[Tensor]:
+        return [self._words[p] for p in params]
+
+    def split(self, params: Sequence[Tensor]) -> Iterator[Moved]:
+        """The parameters by device and dtype, each part with its buffer."""
+        places: dict[Place, list[Tensor]] = {}
+        for p in params:
+            places.setdefault((p.device, p.dtype), []).append(p)
+        for (device, dtype), own in places.items():
+            buffer = self._buffers.get((device, dtype))
+            if buffer is None:
+                size = self._sizes[device, dtype]
+                buffer = torch.empty(size, dtype=dtype, device=device)
+                self._buffers[device, dtype] = buffer
+            yield Moved(own, buffer, self.words(own), [self._ranks[p] for p in own])

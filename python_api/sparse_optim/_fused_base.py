@@ -1,0 +1,174 @@
+"""The base step fused with the restore: torch's SGD, Adam and AdamW, on their own state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from sparse_kernels import restore_adamw_, restore_sgd_
+
+from ._backup import Moved
+
+KEEPS_ZERO = (SGD, Adam, AdamW)  #: a weight, gradient and state of +0.0 stay so in their steps
+
+
+def _on_host(value: Any) -> bool:
+    """A number, or a tensor whose value is on the host."""
+    return not isinstance(value, Tensor) or value.device.type == "cpu"
+
+
+def _has_hooks(base: Optimizer) -> bool:
+    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
+    everywhere = (
+        torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
+    )
+    patched = base.__dict__.get("step")  # a scheduler's wrapper only counts
+    return bool(own or everywhere) or not (
+        patched is None or getattr(patched, "_wrapped_by_lr_sched", False)
+    )
+
+
+class FusedBase:
+    """Takes the base optimizer's step from the backup, without a pass of its own that restores.
+
+    For torch's own classes with their usual options. A subclass, ``amsgrad``, ``differentiable``,
+    step hooks, or a learning rate that is a tensor on the device leave the step to the base.
+    """
+
+    def __init__(self, base: Optimizer, backend: str) -> None:
+        self.base, self.backend = base, backend
+
+    def accepts(self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]) -> bool:
+        """Whether everything that was moved can be updated here."""
+        if type(self.base) not in KEEPS_ZERO or _has_hooks(self.base):
+            return False
+        params = [p for part in moved for p in part.params if p.grad is not None]
+        groups = {id(g): g for g in (group_of[p] for p in params)}.values()
+        for g in groups:
+            if g.get("differentiable") or g.get("amsgrad"):
+                return False
+            if not all(map(_on_host, (g["lr"], *g.get("betas", ())))):
+                return False
+        return all(self._fits(p) for p in params)
+
+    def _fits(self, p: Tensor) -> bool:
+        """Gradient and state of the parameter's own dtype, as torch makes them."""
+        state = self.base.state.get(p, {})
+        names = ("momentum_buffer",) if type(self.base) is SGD else ("exp_avg", "exp_avg_sq")
+        kept = [state[n] for n in names if state.get(n) is not None]
+        return all(t.dtype == p.dtype and t.device == p.device for t in (p.grad, *kept))
+
+    def gates_on_device(
+        self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]
+    ) -> bool:
+        """Whether a skip that only the device knows can be obeyed there.
+
+        Not while state is being built, which a skipped step must not leave behind, nor with step
+        counters on the host.
+        """
+        for part in moved:
+            for p in part.params:
+                if p.grad is None:
+                    continue
+                state = self.base.state.get(p, {})
+                if type(self.base) is SGD:
+                    stateless = group_of[p]["momentum"] == 0
+                    if not stateless and state.get("momentum_buffer") is None:
+                        return False
+                elif not state or state["step"].device.type == "cpu":
+                    return False
+        return True
+
+    def step(
+        self,
+        moved: Sequence[Moved],
+        group_of: dict[Tensor, dict[str, Any]],
+        skip: Tensor | None,
+        inv_scale: Tensor | None,
+    ) -> None:
+        """Update every moved parameter that has a gradient; restore the others.
+
+        Args:
+            moved: what the ascent moved; its parameters are overwritten.
+            group_of: param group of each parameter.
+            skip: 0-dim float tensor; not 0: restore only.
+            inv_scale: 0-dim tensor that multiplies the gradients.
+        """
+        for part in moved:
+            without = part.where(lambda p: p.grad is None)
+            if without is not None:
+                without.restore(self.backend)
+            groups = {id(group_of[p]): group_of[p] for p in part.params}
+            for group in groups.values():
+                own = part.where(lambda p, g=group: group_of[p] is g and p.grad is not None)  # type: ignore[misc]
+                if own is None:
+                    continue
+                if type(self.base) is SGD:
+                    self._sgd(own, group, skip, inv_scale)
+                else:
+                    self._adam(own, group, skip, inv_scale)
+
+    def _sgd(
+        self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None
+    ) -> None:
+        momentum, state = float(group["momentum"]), self.base.state
+        has_buffer = {p for p in part.params if state[p].get("momentum_buffer") is not None}
+        for first in (True, False):
+            own = part.where(lambda p, f=first: (momentum != 0 and p not in has_buffer) is f)  # type: ignore[misc]
+            if own is None:
+                continue
+            buffers = None
+            if momentum != 0:
+                for p in own.params if first else ():
+                    assert p.grad is not None
+                    state[p]["momentum_buffer"] = torch.empty_like(p.grad)
+                buffers = [state[p]["momentum_buffer"] for p in own.params]
+            restore_sgd_(
+                own.params, [p.grad for p in own.params], momentum_buffers=buffers,  # type: ignore[misc]
+                **own.arguments(), lr=float(group["lr"]), momentum=momentum,
+                dampening=float(group["dampening"]), nesterov=bool(group["nesterov"]),
+                weight_decay=float(group["weight_decay"]), maximize=bool(group["maximize"]),
+                first=first, skip=skip, inv_scale=inv_scale, backend=self.backend,
+            )  # fmt: skip
+
+    def _adam(
+        self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None
+    ) -> None:
+        lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
+        states = [self._adam_state(p, group) for p in part.params]
+        steps = [s["step"] for s in states]
+        if skip is None or steps[0].device.type == "cpu":
+            torch._foreach_add_(steps, 1)
+        else:
+            torch._foreach_add_(steps, (skip == 0).to(steps[0].dtype))
+        t = torch.stack(steps).double()
+        step_sizes, bias2_sqrts = lr / (1.0 - beta1**t), (1.0 - beta2**t).sqrt()
+        restore_adamw_(
+            part.params, [p.grad for p in part.params],  # type: ignore[misc]
+            exp_avgs=[s["exp_avg"] for s in states], exp_avg_sqs=[s["exp_avg_sq"] for s in states],
+            step_sizes=step_sizes, bias2_sqrts=bias2_sqrts, **part.arguments(), lr=lr,
+            betas=(beta1, beta2), eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
+            decoupled=bool(group.get("decoupled_weight_decay", type(self.base) is AdamW)),
+            maximize=bool(group["maximize"]), skip=skip, inv_scale=inv_scale, backend=self.backend,
+        )  # fmt: skip
+
+    def _adam_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """State as ``torch.optim.Adam`` makes it, under its own keys."""
+        state = self.base.state[p]
+        if not state:
+            on_device = group["capturable"] or group["fused"]
+            wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+            state["step"] = torch.zeros(
+                (),
+                dtype=torch.float64 if wide else torch.float32,
+                device=p.device if on_device else "cpu",
+            )
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state
