@@ -5,11 +5,14 @@ from optim_cases import assert_same_bits, batch, bits, cross_entropy, mlp
 from sparse_optim import (
     DSR,
     MEST,
+    SAM,
     SET,
     SNIP,
+    SSAM,
     ZOSAM,
     GraSP,
     LotteryTicket,
+    RandomMask,
     RigL,
 )
 from torch import nn
@@ -59,6 +62,15 @@ OPTIMIZERS = {
     "sgd": (lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01), plain_step),
     "sgd closure": (lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True), closure_step),
     "adamw": (lambda p: AdamW(p, lr=0.02, weight_decay=0.1), plain_step),
+    "sam": (lambda p: SAM(p, SGD, rho=0.05, lr=0.1, momentum=0.9, weight_decay=0.01), closure_step),
+    "asam": (
+        lambda p: SAM(p, AdamW, rho=0.5, adaptive=True, eta=0.01, lr=0.02, weight_decay=0.1),
+        closure_step,
+    ),
+    "ssam": (
+        lambda p: SSAM(p, SGD, rho=0.1, sparsity=0.5, mask=RandomMask(), lr=0.1, momentum=0.9),
+        closure_step,
+    ),
     "zosam": (lambda p: ZOSAM(p, SGD, rho=0.05, seed=3, lr=0.1, momentum=0.9), probe_step),
 }
 

@@ -11,17 +11,19 @@ from sparse_cases import (
     begin,
     build,
     closure,
+    closure_step,
     masks_of,
     plain_step,
+    probe_step,
     sgd,
     train,
 )
-from sparse_optim import MEST, SET, MeZO, RigL
+from sparse_optim import MEST, SAM, SET, MeZO, RigL
 from sparse_optim.sparse_training import _scheduler
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
-TOLD = ("zosam",)  # optimizers that are told the mask
+TOLD = ("sam", "asam", "ssam", "zosam")  # optimizers that are told the mask
 
 
 def state_tensors(opt, p):
@@ -66,7 +68,7 @@ def test_property_29_dead_weights_are_zero_in_every_forward(method, optimizer):
     assert sparse.layer_live == {n: int(m.sum()) for n, m in masks_of(sparse).items()}
     assert min(seen) >= 0
     assert max(seen) > 0
-    forwards = {"sgd": 1, "adamw": 1, "sgd closure": 2, "zosam": 4}[optimizer]
+    forwards = {plain_step: 1, closure_step: 2, probe_step: 4}[step]
     assert len(seen) >= 2 * 100 * (1 if method == "rigl" else forwards) - 2
     assert any(v.abs().sum() > 0 for p in sparse.weights.values() for v in state_tensors(opt, p))
     static = method in ("snip", "grasp", "lottery")
@@ -108,7 +110,9 @@ class Compact(nn.Module):
     lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
     lambda p: AdamW(p, lr=0.02, weight_decay=0.1),
     lambda p: LBFGS(p, lr=0.5, max_iter=3),
-], ids=["sgd", "adamw", "lbfgs"])  # fmt: skip
+    lambda p: SAM(p, SGD, rho=0.3, lr=0.1, momentum=0.9, weight_decay=0.01),
+    lambda p: SAM(p, SGD, rho=1.0, adaptive=True, eta=0.05, lr=0.1, momentum=0.9),
+], ids=["sgd", "adamw", "lbfgs", "sam", "asam"])  # fmt: skip
 def test_property_30_equals_the_compacted_network(make):
     """Norm, clipping, momentum and update; LBFGS evaluates its closure several times a step."""
     model, data = mlp(dtype=torch.float64), batch(dtype=torch.float64)
@@ -126,7 +130,7 @@ def test_property_30_equals_the_compacted_network(make):
                 sparse.step()
                 sparse.mask_grads_()
             norms.append(nn.utils.clip_grad_norm_(net.parameters(), 0.7))
-            o.step(run) if isinstance(o, LBFGS) else o.step()
+            o.step(run) if isinstance(o, (LBFGS, SAM)) else o.step()
         assert norms[0] == pytest.approx(float(norms[1]), rel=1e-6)
         for name, p in model.named_parameters():
             own = p[masks[name]] if name in masks else p
@@ -135,7 +139,7 @@ def test_property_30_equals_the_compacted_network(make):
     assert float(norms[0]) > 0
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "zosam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "zosam"])
 @pytest.mark.parametrize("method", METHODS)
 def test_property_33_a_checkpoint_continues_bit_for_bit(method, optimizer):
     data = batch()

@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 
 from sparse_kernels import mask_dropgrow, mask_topk
 
+from .._bitmask import BitMask
 from .._support import check_int, check_number
 from ._dynamic import DynamicSparseTraining
+from ._scheduler import wide
 from .distributions import apportion
 
 
@@ -97,7 +99,7 @@ class DSR(DynamicSparseTraining):
         """Live weights of every layer that stay; at most ``room`` go in all."""
         masks, home = self.mask.to_bool(), self.mask.words[0].device
         above = [
-            (m & (_magnitude(p) >= self.threshold)).sum().to(home)
+            (m & (wide(p).abs() >= self.threshold)).sum().to(home)
             for p, m in zip(self._params, masks, strict=True)
         ]
         stay = [
@@ -113,15 +115,10 @@ class DSR(DynamicSparseTraining):
         others = [m & ~w for m, w in zip(self.mask.words, keep, strict=True)]
         more = sum(self._live) - room - sum(min(k, 1) for k in self._live)
         mask_topk(self._params, more, kind="abs", among=others, out=keep, backend=self.backend)
-        return self._counted(keep)
+        return BitMask(keep, self.mask.shapes).popcount()
 
     def _extra_state(self) -> dict[str, Any]:
         return {"threshold": self.threshold, "target": self.target}
 
     def _load_extra_state(self, state_dict: Mapping[str, Any]) -> None:
         self.threshold, self.target = state_dict["threshold"], state_dict["target"]
-
-
-def _magnitude(p: Tensor) -> Tensor:
-    # in the dtype that ranks it: a 16-bit comparison would round the threshold
-    return p.detach().abs().to(torch.promote_types(p.dtype, torch.float32))

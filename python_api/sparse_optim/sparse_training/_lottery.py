@@ -119,7 +119,7 @@ class LotteryTicket(SparseTraining):
             if self._point is not None:
                 tensor.copy_(self._point[name])
         self.optimizer.state.clear()
-        self._commit(words, self._counted(words))
+        self._commit(words)
         self.updates += 1
         self.steps = self.rewind_steps or 0
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_kernels import count_ones, pack_mask
-
 from .._bitmask import BitMask
 from .._param_groups import regularized_weights
 from .._support import Phase, check_backend, check_dense_gradient, check_int, check_number
+from .._weight_mask import Masks, checked_masks
 from ._enforce import Enforcer
 from .distributions import dense_names
 
@@ -96,8 +95,7 @@ class SparseTraining:
         self._sizes = [p.numel() for p in self.weights.values()]
         self._enforcer = Enforcer(optimizer, self.weights, self.backend)
         self._live = list(self._sizes)
-        ones = [torch.ones(p.shape, dtype=torch.bool, device=p.device) for p in self._params]
-        self.mask = BitMask.from_bool(ones)
+        self.mask = BitMask.full(self._params)
 
     @property
     def _params(self) -> list[Tensor]:
@@ -156,30 +154,30 @@ class SparseTraining:
             )
 
     def _commit(
-        self, words: list[Tensor], live: list[int], keep: list[Tensor] | None = None
+        self,
+        words: list[Tensor],
+        live: list[int] | None = None,
+        keep: list[Tensor] | None = None,
     ) -> None:
         """Put a new mask in force.
 
         Args:
             words: packed masks.
-            live: their ones.
+            live: their ones; default: counted, which reads the devices once.
             keep: packed masks of the weights that hold value and state; default ``words``.
         """
+        mask = BitMask(words, self.mask.shapes)
+        live = mask.popcount() if live is None else live
         clear = self.grown_state == "zero"
         self._enforcer.install(words, words if keep is None else keep, clear)
-        self.mask = BitMask(words, self.mask.shapes)
-        self._live = live
+        self.mask, self._live = mask, live
 
-    def _counted(self, words: list[Tensor]) -> list[int]:
-        """Ones of each mask; reads the devices once."""
-        home = words[0].device
-        return torch.stack([c.to(home) for c in count_ones(words, backend=self.backend)]).tolist()
-
-    def set_masks(self, masks: Sequence[Tensor] | Mapping[str, Tensor] | BitMask) -> None:
+    def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
         """Put a mask of the caller's in force.
 
         Args:
-            masks: bool tensors in the order of ``weights`` or by name, or a BitMask.
+            masks: bool tensors (None: all ones) in the order of ``weights`` or by name, or a
+                BitMask.
 
         Raises:
             RuntimeError: the optimizer is inside a step.
@@ -190,19 +188,9 @@ class SparseTraining:
             for name in {*masks} ^ {*self.weights}:
                 raise ValueError(f"masks: {name!r} is not in both the masks and the weights")
             masks = [masks[name] for name in self.weights]
-        given = masks.to_bool() if isinstance(masks, BitMask) else list(masks)
-        if len(given) != len(self.weights):
-            raise ValueError(f"masks: {len(given)} masks for {len(self.weights)} weights")
-        for (name, p), m in zip(self.weights.items(), given, strict=True):
-            if not isinstance(m, Tensor) or m.dtype != torch.bool:
-                raise ValueError(f"masks: the mask of {name!r} is not a bool tensor")
-            if m.shape != p.shape or m.device != p.device:
-                raise ValueError(
-                    f"masks: the mask of {name!r} has shape {tuple(m.shape)} on {m.device}, "
-                    f"expected {tuple(p.shape)} on {p.device}"
-                )
-        words = pack_mask(given, backend=self.backend)
-        self._commit(words, self._counted(words))
+        group = {"params": self._params, "param_names": list(self.weights)}
+        _, mask = checked_masks("masks", [group], masks)
+        self._commit(mask.words)
 
     def _gradients(self, what: str, given: Sequence[Tensor | None] | None) -> list[Tensor]:
         """Dense gradients of the weights: those given, else ``.grad``; checked to be finite."""
@@ -271,7 +259,7 @@ class SparseTraining:
             if ours != theirs:
                 raise ValueError(f"{where}: the mask of {name!r} has shape {theirs}, not {ours}")
         self._load_extra_state(state_dict)
-        self._commit(mask.words, self._counted(mask.words))
+        self._commit(mask.words)
         self.seed = state_dict["seed"]
         self.steps, self.updates = state_dict["steps"], state_dict["updates"]
 
@@ -281,3 +269,8 @@ class SparseTraining:
 
     def _load_extra_state(self, state_dict: Mapping[str, Any]) -> None:
         """Take what ``_extra_state`` gave."""
+
+
+def wide(values: Tensor) -> Tensor:
+    """In the dtype that selections rank by: float64 as it is, else float32."""
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))

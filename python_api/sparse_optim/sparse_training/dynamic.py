@@ -16,6 +16,7 @@ from .._bitmask import live_count
 from .._support import check_int, check_number
 from ._dsr import DSR
 from ._dynamic import DynamicSparseTraining, Piecewise
+from ._scheduler import wide
 
 __all__ = ["DSR", "MEST", "SET", "RigL"]
 
@@ -247,17 +248,15 @@ class MEST(DynamicSparseTraining):
         scores, kind = self._params, "abs"
         if self.weight_grad > 0.0:
             found = self._gradients("step", grads)
-            scores, kind = [self._score(p, g) for p, g in zip(scores, found, strict=True)], "value"
+            pairs = zip(self._params, found, strict=True)
+            scores = [wide(p).abs() + self.weight_grad * wide(g).abs() for p, g in pairs]
+            kind = "value"
         lower = self._counts(self.lower.at(self._time))
         upper = self._counts(self.upper.at(self._time))
         kept = [min(k, bound) for k, bound in zip(self._live, lower, strict=True)]
         grown = [max(bound - k, 0) for k, bound in zip(kept, upper, strict=True)]
         self._exchange(scores, kind, kept, grown)
         return False
-
-    def _score(self, p: Tensor, g: Tensor) -> Tensor:
-        wide = p if p.dtype == torch.float64 else p.float()
-        return wide.abs() + self.weight_grad * g.abs().to(wide.dtype)
 
 
 def _sparsity(name: str, value: Any) -> float:

@@ -17,13 +17,9 @@ from .._bitmask import live_count
 from .._fisher import _batches
 from .._support import BufferGuard, check_int, check_number, rng_state, set_rng_state
 from ._lottery import LotteryTicket
-from ._scheduler import SparseTraining
+from ._scheduler import SparseTraining, wide
 
 __all__ = ["SNIP", "GraSP", "LotteryTicket", "class_balanced"]
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.float()
 
 
 class _PrunedAtInit(SparseTraining):
@@ -47,7 +43,7 @@ class _PrunedAtInit(SparseTraining):
         """Keep the k(N, s) weights of the largest scores over all layers."""
         k = live_count(sum(self._sizes), self.sparsity)
         words = mask_topk(scores, k, kind=kind, backend=self.backend)
-        self._commit(words, self._counted(words))
+        self._commit(words)
         self.updates += 1
 
 
@@ -107,7 +103,7 @@ class SNIP(_PrunedAtInit):
                 grads = _grads(loss_fn(self.model(x), y), params)
         found = self._gradients("prune", grads)
         with torch.no_grad():
-            scores = [_wide(p) * _wide(g) for p, g in zip(self._params, found, strict=True)]
+            scores = [wide(p) * wide(g) for p, g in zip(self._params, found, strict=True)]
             self._keep_top(scores, "abs")
 
 
@@ -158,7 +154,7 @@ class GraSP(_PrunedAtInit):
         halves = [(x, y) for x, y in halves if len(x)]
         if not halves:
             raise ValueError("GraSP.scores: samples gave no sample")
-        totals = [torch.zeros_like(_wide(p), requires_grad=False) for p in self._params]
+        totals = [torch.zeros_like(wide(p)) for p in self._params]
         products = [torch.zeros_like(t) for t in totals]
         with self._scoring() as params:
             for x, y in halves:
@@ -169,7 +165,7 @@ class GraSP(_PrunedAtInit):
                 slope = sum(d for d in dots if d.requires_grad)
                 if isinstance(slope, Tensor):  # else the loss is linear in every weight
                     self._add(products, _grads(slope, params))
-        return [-_wide(p.detach()) * h for p, h in zip(params, products, strict=True)]
+        return [-wide(p) * h for p, h in zip(params, products, strict=True)]
 
     def _loss(self, forward: Callable[[Any], Tensor], x: Any, y: Any) -> Tensor:
         return nn.functional.cross_entropy(forward(x) / self.temperature, y)
