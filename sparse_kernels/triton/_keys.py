@@ -32,13 +32,17 @@ def ordered_keys(scores, KIND: tl.constexpr):
 
 
 @triton.jit
+def _words_of(block, k0, k1):
+    """The four words of Philox blocks (int64) under counter words 2 and 3 of 0."""
+    zero = tl.zeros((), tl.uint32)
+    low, high = block.to(tl.uint32), (block >> 32).to(tl.uint32)
+    return philox.philox4x32(low, high, zero, zero, k0, k1, 10)
+
+
+@triton.jit
 def random_keys(index, k0, k1):
     """Word g mod 4 of Philox block g // 4, for any global indices g (int64)."""
-    block = index >> 2
-    nothing = (k0 ^ k0).to(tl.uint32)
-    x0, x1, x2, x3 = philox.philox4x32(
-        block.to(tl.uint32), (block >> 32).to(tl.uint32), nothing, nothing, k0, k1, 10
-    )
+    x0, x1, x2, x3 = _words_of(index >> 2, k0, k1)
     odd = (index & 1) != 0
     return tl.where((index & 2) != 0, tl.where(odd, x3, x2), tl.where(odd, x1, x0))
 
@@ -47,11 +51,7 @@ def random_keys(index, k0, k1):
 def random_keys_from(first, k0, k1, BLOCK: tl.constexpr):
     """Keys of BLOCK consecutive global indices; one Philox call serves four where it can."""
     if first % 4 == 0:
-        block = first // 4 + tl.arange(0, BLOCK // 4)
-        nothing = (k0 ^ k0).to(tl.uint32)
-        x0, x1, x2, x3 = philox.philox4x32(
-            block.to(tl.uint32), (block >> 32).to(tl.uint32), nothing, nothing, k0, k1, 10
-        )
+        x0, x1, x2, x3 = _words_of(first // 4 + tl.arange(0, BLOCK // 4), k0, k1)
         keys = philox.in_order(x0, x1, x2, x3)
     else:
         keys = random_keys(first + tl.arange(0, BLOCK), k0, k1)

@@ -117,15 +117,15 @@ def test_part_of_a_packed_list():
     assert not torch.equal(compare(run)["params"][2], bits(params)[2])
 
 
-@pytest.mark.parametrize("short", [1, TILE, 0.0], ids=["one", "tile", "all"])
-def test_nothing_beyond_a_packed_backup_is_touched(short):
+@pytest.mark.parametrize("missing", [0, 1, TILE, None], ids=["none", "one", "tile", "all"])
+def test_nothing_beyond_a_packed_backup_is_touched(missing):
     """What a table of ranks leads to outside of the backup is neither written nor read."""
     params, grads = make(EDGES, torch.float32, 12), make(EDGES, torch.float32, 13)
     masks = make_masks(EDGES)
     ranks = sk.mask_ranks(masks, backend="reference")
     count = ones_of(masks)
     memory = torch.full((count + 16,), 7.0)
-    room = 8 + (count - short if short else 0)
+    room = 8 if missing is None else 8 + count - missing
     p = copies(params)
     sk.masked_perturb_(
         p, grads, torch.tensor(1.0), 0.5, masks, memory[8:room], ranks=ranks, backend="triton"

@@ -252,6 +252,25 @@ def test_nm_across_programs(axis):
 # ---- launches ---------------------------------------------------------------------------------
 
 
+def test_nothing_beside_words_and_counts_is_written():
+    """Every output lies between elements of its memory that no kernel may touch."""
+    numel = 70  # a part of a block, and of a word
+    scores, one = make([numel], torch.float32, 11), torch.tensor([5])
+    ops, memory = torch.ops.sparse_kernels_triton, torch.full((8,), -7, dtype=torch.int32)
+    words, counts = [memory[2:5]], torch.full((3,), -7)
+    none = (scores, "value", None, [], [], False)
+    for run in (
+        lambda: ops.topk_write_(*none, one, words, False),
+        lambda: ops.topk_ties_(*none, one, one, 0 * one, one, words),
+        lambda: ops.mask_nm_(scores, "abs", None, [], [7], [10], 2, 4, True, words),
+        lambda: ops.mask_pack_([scores[0] > 0], words),
+        lambda: ops.mask_count_(words, [counts[1:2]]),
+    ):
+        run()
+        assert memory[[0, 1, 5, 6, 7]].tolist() == [-7] * 5
+    assert counts.tolist() == [-7, int((scores[0] > 0).sum()), -7]
+
+
 def test_one_launch_for_a_list(launches):
     sizes = [3, 0, 700, 64]
     scores, masks = make(sizes, torch.float32, 10), make_masks(sizes)
