@@ -41,7 +41,9 @@ template <class Op>
 void launch(const Op& op, const std::vector<Segment>& segments, const ChunkPlan& plan,
             const Outputs& out, int32_t device) {
   const cudaStream_t stream = current_stream(device);
-  if constexpr (!phases::Traits<Op>::kInput) {  // the ops on masks take none themselves
+  if constexpr (phases::Traits<Op>::kPacked) {
+    return launch_masked<true>(op, segments, plan, out, stream);
+  } else if constexpr (!phases::Traits<Op>::kInput) {  // the ops on masks take none themselves
     if (phases::any_masked(segments)) {
       return launch_masked<true>(op, segments, plan, out, stream);
     }
@@ -54,6 +56,13 @@ template <class Op>
 void for_each(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
   const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
   launch(op, segments, ChunkPlan(numels_of(segments)), {nullptr, nullptr}, lead.get_device());
+}
+
+// The same for an op with a backup, whole or packed.
+template <class Op>
+void for_each_backed(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
+  if (phases::any_packed(segments)) return for_each(phases::Packed<Op>{op}, segments, lead);
+  for_each(op, segments, lead);
 }
 
 // An op that counts: live entries per tensor.
