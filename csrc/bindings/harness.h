@@ -97,12 +97,16 @@ Report for_each_masked(const Op& op, const Run& run, double* partials, int64_t* 
 
 template <class Op>
 Report for_each(const Op& op, const Run& run, double* partials = nullptr, int64_t* live = nullptr) {
-  if constexpr (phases::Traits<Op>::kPacked) {
-    return for_each_masked<Op, true>(op, run, partials, live);
-  } else if constexpr (!phases::Traits<Op>::kInput) {
-    if (phases::any_masked(run.segments)) return for_each_masked<Op, true>(op, run, partials, live);
+  if constexpr (!phases::Traits<Op>::kInput) {
+    if (phases::Traits<Op>::kPacked || phases::any_masked(run.segments)) {
+      return for_each_masked<Op, true>(op, run, partials, live);
+    }
   }
-  return for_each_masked<Op, false>(op, run, partials, live);
+  if constexpr (phases::Traits<Op>::kPacked) {
+    return {};
+  } else {
+    return for_each_masked<Op, false>(op, run, partials, live);
+  }
 }
 
 // An op with a backup, whole or packed.

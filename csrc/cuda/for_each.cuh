@@ -41,14 +41,15 @@ template <class Op>
 void launch(const Op& op, const std::vector<Segment>& segments, const ChunkPlan& plan,
             const Outputs& out, int32_t device) {
   const cudaStream_t stream = current_stream(device);
-  if constexpr (phases::Traits<Op>::kPacked) {
-    return launch_masked<true>(op, segments, plan, out, stream);
-  } else if constexpr (!phases::Traits<Op>::kInput) {  // the ops on masks take none themselves
-    if (phases::any_masked(segments)) {
+  // the ops on masks take none themselves, a packed backup comes with masks always
+  if constexpr (!phases::Traits<Op>::kInput) {
+    if (phases::Traits<Op>::kPacked || phases::any_masked(segments)) {
       return launch_masked<true>(op, segments, plan, out, stream);
     }
   }
-  launch_masked<false>(op, segments, plan, out, stream);
+  if constexpr (!phases::Traits<Op>::kPacked) {
+    launch_masked<false>(op, segments, plan, out, stream);
+  }
 }
 
 // An op that only writes its streams.
