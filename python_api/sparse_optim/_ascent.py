@@ -93,10 +93,12 @@ class Ascent(PerturbingOptimizer):
             )
         if len(parts) == 1 and not sharded:
             return parts[0]
-        home = parts[0].device
+        home = self._skipped.device
         wide = any(p.dtype == torch.float64 for p in params)
-        squares = [n.to(home, torch.float64).square() for n in parts]
-        total = torch.stack(squares).sum()
+        # a rank of sharded parameters may have no gradient of its own
+        total = torch.zeros((), dtype=torch.float64, device=home)
+        for norm in parts:
+            total += norm.to(home, torch.float64).square()
         if sharded:
             torch.distributed.all_reduce(total, group=self.shard_group)
         return total.sqrt().to(torch.float64 if wide else torch.float32)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ._backup import Moved, WholeBackup
 from ._bitmask import BitMask
-from ._fused_base import KEEPS_ZERO, FusedBase
+from ._fused_base import FusedBase, keeps_zero
 from ._support import BufferGuard, Phase, check_backend, check_dense_gradient, trainable
 from ._weight_mask import MaskOfParams, Masks, checked_masks
 from ._wrapper import WrappingOptimizer
@@ -192,7 +192,7 @@ class PerturbingOptimizer(WrappingOptimizer):
             self._put_back()  # the guarded buffers
             if rest:
                 self._base_step_of(rest, skip, scale)
-        if type(base) not in KEEPS_ZERO:
+        if not keeps_zero(base):
             params = trainable(self.param_groups)
             self._weights.clear(params, params, self.backend)
 

@@ -131,7 +131,9 @@ class DynamicMask(MaskPolicy):
         """
         numel = mask.numel if within is None else within.live
         wanted = live_count(numel, sparsity, self.count_rule)
-        dropped = min(math.floor(live * self.rate(t) + 0.5), live, numel - live)
+        # what grows comes from the entries that were 0, numel - live of them
+        room = numel - max(live, wanted)
+        dropped = min(math.floor(live * self.rate(t) + 0.5), live, room)
         dropped = max(dropped, live - wanted)
         keys = [derive_key(seed, update, stream) for stream in (DROP_STREAM, GROW_STREAM)]
         by_drop = self._scores(self.drop, list(params), list(grads), keys[0])

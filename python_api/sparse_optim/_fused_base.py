@@ -14,7 +14,7 @@ from sparse_kernels import restore_adamw_, restore_sgd_
 
 from ._backup import Moved
 
-KEEPS_ZERO = (SGD, Adam, AdamW)  #: a weight, gradient and state of +0.0 stay so in their steps
+FUSED = (SGD, Adam, AdamW)
 
 
 def _on_host(value: Any) -> bool:
@@ -33,6 +33,18 @@ def _has_hooks(base: Optimizer) -> bool:
     )
 
 
+def keeps_zero(base: Optimizer) -> bool:
+    """Whether a weight, gradient and state of +0.0 stay so in the base step.
+
+    Not with eps 0 in Adam (0 / 0), nor where the decay turns the sign (-0.0).
+    """
+    return type(base) in FUSED and all(
+        g.get("eps", 1.0) != 0.0
+        and (g["weight_decay"] == 0.0 or (_on_host(g["lr"]) and g["lr"] * g["weight_decay"] <= 1.0))
+        for g in base.param_groups
+    )
+
+
 class FusedBase:
     """Takes the base optimizer's step from the backup, without a pass of its own that restores.
 
@@ -45,7 +57,7 @@ class FusedBase:
 
     def accepts(self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]) -> bool:
         """Whether everything that was moved can be updated here."""
-        if type(self.base) not in KEEPS_ZERO or _has_hooks(self.base):
+        if type(self.base) not in FUSED or _has_hooks(self.base):
             return False
         params = [p for part in moved for p in part.params if p.grad is not None]
         groups = {id(g): g for g in (group_of[p] for p in params)}.values()
@@ -117,7 +129,7 @@ class FusedBase:
         self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None
     ) -> None:
         momentum, state = float(group["momentum"]), self.base.state
-        has_buffer = {p for p in part.params if state[p].get("momentum_buffer") is not None}
+        has_buffer = {p for p in part.params if state.get(p, {}).get("momentum_buffer") is not None}
         for first in (True, False):
             own = part.where(lambda p, f=first: (momentum != 0 and p not in has_buffer) is f)  # type: ignore[misc]
             if own is None:

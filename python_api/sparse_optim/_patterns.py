@@ -110,7 +110,7 @@ def select(
     scores = ranking.scores
     shapes = [s.shape for s in scores]
     if pattern.m:
-        mask = BitMask(_groups(ranking, pattern), shapes)
+        mask = BitMask(_groups(ranking, pattern, within), shapes)
         return mask if within is None else mask & within
     sizes = [s.numel() for s in scores] if within is None else within.popcount()
     if pattern.structured:
@@ -125,8 +125,30 @@ def select(
     return BitMask(words, shapes)
 
 
-def _groups(ranking: Ranking, pattern: Pattern) -> list[Tensor]:
+def _random_numbers(key: int, count: int, home: torch.device) -> Tensor:
+    """float64 [count], exact 32-bit integers of the counter-based stream."""
+    signed = torch.tensor(key - 2**64 if key >= 2**63 else key, dtype=torch.int64, device=home)
+    blocks = torch.arange(-(-count // 4), device=home)
+    return philox.words(signed, 0, 0, blocks, 10).reshape(-1)[:count].double()
+
+
+def _behind(ranking: Ranking, within: BitMask) -> Ranking:
+    """The same ranking with NaN, the last of all, where no weight exists."""
+    scores = [s.detach() for s in ranking.scores]
+    if ranking.kind == "random" and scores:
+        assert ranking.key is not None
+        sizes = [s.numel() for s in scores]
+        numbers = _random_numbers(ranking.key, sum(sizes), scores[0].device).split(sizes)
+        scores = [n.reshape(s.shape).to(s.device) for n, s in zip(numbers, scores, strict=True)]
+    elif ranking.kind == "abs":
+        scores = [s.abs() for s in scores]
+    exists = within.to_bool()
+    return Ranking([s.masked_fill(~e, math.nan) for s, e in zip(scores, exists, strict=True)])
+
+
+def _groups(ranking: Ranking, pattern: Pattern, within: BitMask | None) -> list[Tensor]:
     words = BitMask.full(ranking.scores).words
+    ranking = ranking if within is None else _behind(ranking, within)
     grouped = [i for i, s in enumerate(ranking.scores) if s.dim() >= 2]
     chosen = mask_nm(
         [ranking.scores[i] for i in grouped], pattern.n, pattern.m, pattern.axis,
@@ -154,20 +176,24 @@ def _as_units(t: Tensor, pattern: Pattern) -> Tensor:
     return t.movedim(d, 0).reshape(t.shape[d], rest)
 
 
-def _unit_scores(ranking: Ranking, pattern: Pattern, home: torch.device) -> Tensor:
-    """float64 [units of all parameters], mean of a unit's scores; random integers for "random"."""
+def _unit_scores(
+    ranking: Ranking, pattern: Pattern, exists: Sequence[Tensor | None], home: torch.device
+) -> Tensor:
+    """float64 [units of all parameters]: the mean score of a unit's existing entries, NaN if there
+    are none; for "random" a random integer."""
     tables = [_as_units(s, pattern) for s in ranking.scores]
     if ranking.kind == "random":
         assert ranking.key is not None
-        signed = ranking.key - 2**64 if ranking.key >= 2**63 else ranking.key
-        count = sum(t.shape[0] for t in tables)
-        key = torch.tensor(signed, dtype=torch.int64, device=home)
-        blocks = torch.arange(-(-count // 4), device=home)
-        return philox.words(key, 0, 0, blocks, 10).reshape(-1)[:count].double()
+        return _random_numbers(ranking.key, sum(t.shape[0] for t in tables), home)
     means = []
-    for t in tables:
+    for t, e in zip(tables, exists, strict=True):
         wide = t.detach().double()
-        means.append((wide.abs() if ranking.kind == "abs" else wide).mean(1).to(home))
+        wide = wide.abs() if ranking.kind == "abs" else wide
+        if e is None:
+            means.append(wide.mean(1).to(home))
+        else:
+            there = _as_units(e, pattern)
+            means.append((wide.masked_fill(~there, 0.0).sum(1) / there.sum(1)).to(home))
     return torch.cat(means)
 
 
@@ -177,6 +203,7 @@ def _units(ranking: Ranking, pattern: Pattern, k: int, within: BitMask | None) -
         return BitMask([], [])
     home = ranking.scores[0].device
     shaped = [_as_units(s, pattern) for s in ranking.scores]
+    exists: Sequence[Tensor | None]
     exists = [None] * len(shaped) if within is None else within.to_bool()
     sizes = torch.cat(
         [
@@ -186,7 +213,7 @@ def _units(ranking: Ranking, pattern: Pattern, k: int, within: BitMask | None) -
             for t, e in zip(shaped, exists, strict=True)
         ]
     )
-    score = _unit_scores(ranking, pattern, home)
+    score = _unit_scores(ranking, pattern, exists, home)
     # two stable sorts: the score, then NaN behind everything
     order = score.nan_to_num(-math.inf, math.inf, -math.inf).sort(descending=True, stable=True)
     last = score[order.indices].isnan().to(torch.int8).sort(stable=True)

@@ -107,12 +107,15 @@ class MaskPolicy:
         seed: int,
         pattern: Pattern,
         within: BitMask | None,
+        names: Sequence[str] | None = None,
     ) -> BitMask | None:
         """The mask before the first update; None if it has to be asked for."""
         if self.init == "score":
             if self.needs_data:
                 return None
-            return self.compute(params, sparsity, seed=seed, pattern=pattern, within=within)
+            return self.compute(
+                params, sparsity, seed=seed, pattern=pattern, within=within, names=names
+            )
         if self.init == "random":
             key = derive_key(seed, 0, INIT_STREAM)
             ranking = Ranking(list(params), "random", key)

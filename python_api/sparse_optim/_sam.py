@@ -224,11 +224,11 @@ class SAM(Ascent):
             self.second_step()
         elif self._phase is Phase.RESTORED:
             self._descend()
-        elif all(float(g["lr"]) == 0.0 for g in self.param_groups):
-            self.base_optimizer.step()
         elif not self.perturbs:
             self._norm = None
             self._descend()
+        elif all(float(g["lr"]) == 0.0 for g in self.param_groups):
+            self.base_optimizer.step()
         else:
             raise RuntimeError(
                 f"{type(self).__name__}.step: needs a closure, first_step() or perturbed()"

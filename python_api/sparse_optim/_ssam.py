@@ -15,7 +15,7 @@ from ._fisher import FisherMask
 from ._patterns import Pattern
 from ._policy import MaskPolicy, Scope
 from ._sam import SAM
-from ._support import check_int, check_number, label, trainable
+from ._support import check_int, check_number, label, name_of, trainable
 from ._weight_mask import MaskOfParams, Masks, checked_masks
 
 NORMS = ("dense", "masked")
@@ -102,8 +102,10 @@ class SSAM(SAM):
         self.norm_form, self.seed = norm, check_int("seed", seed, 0, 2**64)
         self.policy = FisherMask() if mask is None else mask
         self.pattern = pattern if isinstance(pattern, Pattern) else Pattern(pattern, axis=axis)
-        if isinstance(self.policy, DynamicMask) and self.pattern.name != "unstructured":
-            raise ValueError("DynamicMask exchanges single entries: its pattern is 'unstructured'")
+        if isinstance(self.policy, DynamicMask) and (
+            self.pattern.name != "unstructured" or self.pattern.per_layer
+        ):
+            raise ValueError("DynamicMask: the pattern must be 'unstructured' and not per layer")
         self.mask_scope, self.mask_group = mask_scope, mask_group
         self._perturbation = MaskOfParams()
         self._mask_updates = 0
@@ -115,7 +117,9 @@ class SSAM(SAM):
             bn_modules=bn_modules, closure_calls=closure_calls, backend=backend, **base_kwargs,
         )  # fmt: skip
         if self.policy.init != "score" or not self.policy.needs_data:
-            self._take(self._scoped(self._initial))
+            first = self._scoped(self._initial)
+            self._share(first)
+            self._take(first)
             self._mask_updates = 1
 
     # -- the mask ----------------------------------------------------------------------------
@@ -127,6 +131,7 @@ class SSAM(SAM):
 
     def _take(self, mask: BitMask | None, params: list[Tensor] | None = None) -> None:
         self._perturbation.take(trainable(self.param_groups) if params is None else params, mask)
+        self._pending = None  # made from the mask before
         self._mask_changed()
 
     def _sparsity(self) -> float:
@@ -145,19 +150,17 @@ class SSAM(SAM):
         return whole
 
     def _in_scope(self, param: Tensor) -> bool:
-        if self.mask_scope is None:
-            return True
-        for group in self.param_groups:
-            for i, p in enumerate(group["params"]):
-                if p is param:
-                    names = group.get("param_names")
-                    return bool(self.mask_scope(names[i] if names else "", p))
-        return False
+        scope = self.mask_scope
+        return scope is None or bool(scope(name_of(self.param_groups, param), param))
+
+    def _names(self, params: list[Tensor]) -> list[str]:
+        return [label(self.param_groups, p) for p in params]
 
     def _initial(self, params: list[Tensor], within: BitMask | None) -> BitMask:
         mask = self.policy.initial(
-            params, self._sparsity(), seed=self.seed, pattern=self.pattern, within=within
-        )
+            params, self._sparsity(), seed=self.seed, pattern=self.pattern, within=within,
+            names=self._names(params),
+        )  # fmt: skip
         assert mask is not None
         return mask
 
@@ -188,8 +191,7 @@ class SSAM(SAM):
         mask = self._scoped(
             lambda params, within: self.policy.compute(
                 params, sparsity, *data, seed=self.seed, update=self._mask_updates,
-                pattern=self.pattern, within=within,
-                names=[label(self.param_groups, p) for p in params],
+                pattern=self.pattern, within=within, names=self._names(params),
             )
         )  # fmt: skip
         self._share(mask)
@@ -198,9 +200,8 @@ class SSAM(SAM):
 
     def _share(self, mask: BitMask) -> None:
         if self.mask_group is not None:
-            source = torch.distributed.get_global_rank(self.mask_group, 0)
             for word in mask.words:
-                torch.distributed.broadcast(word, source, group=self.mask_group)
+                torch.distributed.broadcast(word, group=self.mask_group, group_src=0)
 
     def set_masks(self, masks: Masks) -> None:
         """Use a mask of your own: True (or bit 1) where the entry is perturbed.
@@ -224,13 +225,13 @@ class SSAM(SAM):
         weights = self._weights.over(params)
         return mask if weights is None else mask & weights
 
-    def _check_mask(self, params: list[Tensor]) -> None:
+    def _check_mask(self) -> None:
         if self.mask is None:
             raise RuntimeError(
                 f"SSAM: no mask yet; call update_mask(...) for {type(self.policy).__name__} "
                 "or set_masks(...) before the first step"
             )
-        for p in params:
+        for p in trainable(self.param_groups):
             if p not in self._perturbation:
                 raise RuntimeError(
                     f"SSAM: {label(self.param_groups, p)} has no mask; call update_mask"
@@ -242,19 +243,15 @@ class SSAM(SAM):
         return super()._norm_words(params)
 
     def _perturb(self) -> None:
-        self._check_mask([p for p in trainable(self.param_groups) if p.grad is not None])
-        every = getattr(self.policy, "update_every", None)
-        if every is not None and self._steps and self._steps % every == 0:
-            self._due = float(self._steps)
+        self._check_mask()
         self._pending = self._exchanged()
         super()._perturb()
 
     def _exchanged(self) -> BitMask | None:
         """The mask after a dynamic exchange that is due, scored at w before the ascent."""
-        if self._due is None:
-            return None
         policy, time = self.policy, self._due
-        assert isinstance(policy, DynamicMask)
+        if time is None or not isinstance(policy, DynamicMask):
+            return None
 
         def make(params: list[Tensor], within: BitMask | None) -> BitMask:
             before = self._perturbation.over(params)
@@ -278,6 +275,10 @@ class SSAM(SAM):
             self._take(pending)
             self._mask_updates += 1
             self._due = None
+        every = getattr(self.policy, "update_every", None)
+        if every is not None and self._steps % every == 0:
+            # here and not in the ascent: the step at that time may not perturb (interval)
+            self._due = float(self._steps)
 
     def restore(self) -> None:
         """As in ``SAM``; an exchange of the mask that was due stays due."""
@@ -287,14 +288,9 @@ class SSAM(SAM):
     # -- checkpoints -------------------------------------------------------------------------
 
     def _extra_state(self) -> dict[str, Any]:
-        own = {"mask_updates": self._mask_updates, "seed": self.seed, "due": self._due}
-        return {
-            **super()._extra_state(),
-            **own,
-            "pattern": self.pattern.name,
-            "axis": self.pattern.axis,
-            **self._perturbation.state(self.param_groups),
-        }
+        own: dict[str, Any] = {"mask_updates": self._mask_updates, "seed": self.seed}
+        own.update(due=self._due, pattern=self.pattern.name, axis=self.pattern.axis)
+        return {**super()._extra_state(), **own, **self._perturbation.state(self.param_groups)}
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         params, mask = MaskOfParams.read("SSAM.load_state_dict", self.param_groups, extra)

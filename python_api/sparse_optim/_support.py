@@ -67,15 +67,25 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
+def name_of(groups: Sequence[dict[str, Any]], param: Tensor) -> str:
+    """The name a parameter was given with, else ""."""
+    for group in groups:
+        for i, p in enumerate(group["params"]):
+            if p is param and group.get("param_names"):
+                return group["param_names"][i]
+    return ""
+
+
 def label(groups: Sequence[dict[str, Any]], param: Tensor) -> str:
     """Name of a parameter for messages: its own if it was given one, else its place."""
+    name, shape = name_of(groups, param), tuple(param.shape)
+    if name:
+        return f"parameter {name!r} of shape {shape}"
     for g, group in enumerate(groups):
         for i, p in enumerate(group["params"]):
             if p is param:
-                names = group.get("param_names")
-                place = repr(names[i]) if names else f"param_groups[{g}]['params'][{i}]"
-                return f"parameter {place} of shape {tuple(p.shape)}"
-    return f"a parameter of shape {tuple(param.shape)}"
+                return f"parameter param_groups[{g}]['params'][{i}] of shape {shape}"
+    return f"a parameter of shape {shape}"
 
 
 def trainable(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
