@@ -92,12 +92,11 @@ def _draw(part: Any, row: Row) -> None:
     part.suptitle(f"{row.model}, {row.method}", fontsize=11)
     left, right = part.subfigures(1, 2, width_ratios=(1, 1.7))
     _bars(left.subplots(), row.masks)
-    axes = right.subplots(lines, min(len(weights), _COLUMNS), squeeze=False).flat
-    for axis in axes:
-        axis.set_visible(False)
+    axes = list(right.subplots(lines, min(len(weights), _COLUMNS), squeeze=False).flat)
     for axis, (name, mask) in zip(axes, weights.items(), strict=False):
-        axis.set_visible(True)
         _image(axis, name, mask)
+    for axis in axes[len(weights) :]:
+        axis.set_visible(False)
 
 
 def plot_masks(rows: Sequence[Row], path: Path) -> None:

@@ -17,6 +17,12 @@ from .data import load_digits
 from .methods import Plan, backend_in_use
 
 
+_TITLES = {
+    "study": "test accuracy over the weights that are not perturbed",
+    "sparse_methods": "test accuracy over the weights that are zero",
+}
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """What `sparse-optim study` was asked for; ``command`` is written into the tables."""
@@ -49,11 +55,13 @@ def run_study(options: StudyOptions) -> None:
     data = load_digits().to(options.device)
     plan = study.plan_of(options.model, options.epochs)
     cases = study.perturbation_cases(plan, options.sparsities)
-    more = study.training_cases(plan, options.sparse_methods, options.weight_sparsity)
+    more: list[study.Case] = []
+    if options.sparse_methods:
+        more = study.training_cases(options.sparse_methods, options.weight_sparsity)
     console = make_console()
     console.print(
         f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
-        f"{plan.title}, {plan.epochs} epochs, seeds 0 to {options.seeds - 1}; {used} on "
+        f"{plan.title}, {plan.epochs} epoch(s), seeds 0 to {options.seeds - 1}; {used} on "
         f"{options.device}, {options.threads} thread(s)",
         highlight=False,
     )
@@ -61,22 +69,21 @@ def run_study(options: StudyOptions) -> None:
     outcomes = _train([*cases, *more], plan, data, options, console)
     seconds = time.perf_counter() - start
     facts = study_report.provenance(used, options.command)
-    written = _report(outcomes[: len(cases) * options.seeds], plan, facts, folder, "study", console)
+    parts = {"study": outcomes[: len(cases) * options.seeds]}
     if more:
-        dense = [o for o in outcomes if o.case.method in study.DENSE]
-        sparse = outcomes[len(cases) * options.seeds :]
-        written += _report(
-            [*dense, *sparse], plan, facts, folder, "sparse_methods", console
-        )  # the dense runs again, for comparison
-    picture = folder / "study.png"
-    summaries = study.summarise(outcomes[: len(cases) * options.seeds])
-    _guarded(folder, study_report.plot_study, summaries, plan, len(data.test), picture)
+        parts["sparse_methods"] = outcomes[len(cases) * options.seeds :]
+    written = []
+    for name, part in parts.items():
+        written += _report(part, plan, facts, folder, name, console)
+    written.append(folder / "study.png")
+    summaries = study.summarise(parts["study"])
+    _guarded(folder, study_report.plot_study, summaries, plan, len(data.test), written[-1])
     console.print(
         f"Mean and sample standard deviation of the test accuracy in per cent; one of the "
         f"{len(data.test)} test images is {100.0 / len(data.test):.2f} %.",
         highlight=False,
     )
-    names = ", ".join(str(path) for path in (*written, picture))
+    names = ", ".join(str(path) for path in written)
     console.print(f"{seconds:.0f} s of training. Written: {names}", highlight=False, soft_wrap=True)
 
 
@@ -104,7 +111,7 @@ def _report(
 ) -> list[Path]:  # fmt: skip
     """Print one table and write its two files."""
     summaries = study.summarise(outcomes)
-    console.print(study_report.make_table(summaries, f"{plan.title}: test accuracy over sparsity"))
+    console.print(study_report.make_table(summaries, f"{plan.title}: {_TITLES[name]}"))
     paths = [folder / f"{name}.csv", folder / f"{name}_summary.csv"]
     tables = [
         study_report.seed_records(outcomes, plan),

@@ -15,9 +15,9 @@ from sparse_kernels import __version__
 from ._support import require
 from .methods import Plan
 from .plots import STYLE
-from .study import DENSE, Outcome, Summary
+from .study import DENSE, Case, Outcome, Summary
 
-_SHARED = ("model", "epochs", "method", "sparsity_percent")
+_SHARED = ("model", "epochs", "lr", "method", "sparsity_percent")
 _PERCENTS = ("perturbed_percent", "weight_sparsity_percent")
 SEED_COLUMNS = (*_SHARED, "seed", "steps", "test_accuracy_percent", *_PERCENTS)
 SUMMARY_COLUMNS = (
@@ -61,11 +61,16 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def _shared(case: Case, plan: Plan) -> tuple[Any, ...]:
+    lr = case.recipe.option("lr")
+    return plan.model, plan.epochs, lr, case.method, _percent(case.sparsity)
+
+
 def seed_records(outcomes: Sequence[Outcome], plan: Plan) -> list[dict[str, Any]]:
     """One record per run under ``SEED_COLUMNS``."""
     values = (
-        (plan.model, plan.epochs, o.case.method, _percent(o.case.sparsity), o.seed, o.steps,
-         _percent(o.accuracy), _percent(o.perturbed), _percent(o.zeros))
+        (*_shared(o.case, plan), o.seed, o.steps, _percent(o.accuracy), _percent(o.perturbed),
+         _percent(o.zeros))
         for o in outcomes
     )  # fmt: skip
     return [dict(zip(SEED_COLUMNS, v, strict=True)) for v in values]
@@ -74,8 +79,8 @@ def seed_records(outcomes: Sequence[Outcome], plan: Plan) -> list[dict[str, Any]
 def summary_records(summaries: Sequence[Summary], plan: Plan) -> list[dict[str, Any]]:
     """One record per method and sparsity under ``SUMMARY_COLUMNS``."""
     values = (
-        (plan.model, plan.epochs, s.case.method, _percent(s.case.sparsity), s.seeds,
-         _percent(s.mean), _percent(s.deviation), _percent(s.perturbed), _percent(s.zeros))
+        (*_shared(s.case, plan), s.seeds, _percent(s.mean), _percent(s.deviation),
+         _percent(s.perturbed), _percent(s.zeros))
         for s in summaries
     )  # fmt: skip
     return [dict(zip(SUMMARY_COLUMNS, v, strict=True)) for v in values]
@@ -151,7 +156,7 @@ def plot_study(summaries: Sequence[Summary], plan: Plan, test_images: int, path:
         axis.set_xlabel("weights that are not perturbed, %")
         axis.set_ylabel("correct test images, %")
         axis.set_title(
-            f"{plan.title} on digits, {plan.epochs} epochs, {summaries[0].seeds} seeds; "
+            f"{plan.title} on digits, {plan.epochs} epoch(s), {summaries[0].seeds} seed(s); "
             f"one of {test_images} test images is {100 / test_images:.2f} %"
         )
         axis.grid(axis="y", alpha=0.3)
