@@ -3,7 +3,7 @@
     python -m bench.tables            rewrite the blocks between the markers
     python -m bench.tables --check    exit code 1 if a block differs from its results
 
-A block begins with ``<!-- table KIND PATH -->``, KIND bench or demo, and ends with
+A block begins with ``<!-- table KIND PATH -->``, KIND one of ``COLUMNS``, and ends with
 ``<!-- end -->``.
 """
 
@@ -40,6 +40,21 @@ COLUMNS = {
         "optimizer_ms_fused": ("fused ms", "{:.3f}"),
         "ratio": ("ratio", "{:.1f}"),
         "max_difference_20_steps": ("difference, 20 steps", "{:.1g}"),
+    },
+    "study": {
+        "method": ("method", "{}"),
+        "sparsity_percent": ("sparsity %", "{:g}"),
+        "perturbed_percent": ("perturbed %", "{:.1f}"),
+        "test_accuracy_percent_mean": ("test accuracy %, mean", "{:.2f}"),
+        "test_accuracy_percent_deviation": ("deviation", "{:.2f}"),
+        "seeds": ("seeds", "{}"),
+    },
+    "methods": {
+        "method": ("method", "{}"),
+        "weight_sparsity_percent": ("zero weights %", "{:.1f}"),
+        "test_accuracy_percent_mean": ("test accuracy %, mean", "{:.2f}"),
+        "test_accuracy_percent_deviation": ("deviation", "{:.2f}"),
+        "seeds": ("seeds", "{}"),
     },
 }
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sparse_optim import cli
-from sparse_optim.demo import commands, methods, models, report
+from sparse_optim import BitMask, cli
+from sparse_optim.demo import commands, methods, models, report, sparse, variants
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +88,27 @@ def mnist(tmp_path: Path) -> str:
         ("train --optimizer linbreg --coarse-steps -1", "at least 0"),
         ("train --optimizer mezo --distribution cauchy", "invalid choice: 'cauchy'"),
         ("train --batch-size 0", "--batch-size"),
+        ("train --optimizer ssam --mask best", "invalid choice: 'best'"),
+        ("train --optimizer ssam --pattern 5:4", "n must be at most m"),
+        ("train --optimizer ssam --pattern column", "pattern must be one of"),
+        ("train --optimizer sam --interval 0", "--interval: 0 must be at least 1"),
+        ("train --optimizer ssam --axis out", "--axis goes with n:m patterns"),
+        ("train --optimizer ssam --pattern 2:4 --sparsity 0.5", "--sparsity is no option of"),
+        ("train --optimizer ssam --form implicit --norm dense", "whose perturbation is dense"),
+        ("train --optimizer ssam --form implicit --mask dynamic", "no implicit form"),
+        ("train --optimizer ssam --mask dynamic --pattern row", "it has no --pattern row"),
+        ("train --sparse-method prune", "invalid choice: 'prune'"),
+        ("train --weight-sparsity 0.9", "--weight-sparsity needs --sparse-method"),
+        ("train --sparse-method snip --weight-sparsity 1", "--weight-sparsity: 1 must be below 1"),
+        ("train --sparse-method lth --weight-distribution er", "needs --sparse-method set, dsr"),
+        ("train --sparse-method lth --epochs 1 --batch-size 999", "lth needs 4 steps"),
+        ("demo --mask dynamic --pattern 2:4", "it has no --pattern 2:4"),
+        ("demo --weight-sparsity 0.5", "--weight-sparsity needs --sparse-method"),
+        ("study --seeds 0", "--seeds: 0 must be at least 1"),
+        ("study --model resnet", "invalid choice: 'resnet'"),
+        ("study --sparsities 0.5,high", "'high' is not a number"),
+        ("study --sparse-methods snip,none", "'none' is none of snip, grasp, lth"),
+        ("study --weight-sparsity 0.5", "--weight-sparsity needs --sparse-methods"),
         ("train --data mnist", "--data mnist needs --data-dir"),
         ("train --data mnist --data-dir /no/such", "there is no folder /no/such"),
         ("train --data-dir /tmp", "--data-dir is no option of --data digits"),
@@ -101,14 +122,18 @@ def test_mistake_gets_one_line(line, says, capsys):
 
 @pytest.mark.parametrize("optimizer", methods.OPTIMIZERS)
 def test_options_of_other_optimizers_are_refused(optimizer, capsys):
-    values = {"distribution": "normal", "num_directions": "1", "coarse_steps": "1"}
+    values = {
+        "distribution": "normal", "num_directions": "1", "coarse_steps": "1", "interval": "2",
+        "mask": "random", "pattern": "row", "axis": "in", "form": "explicit", "norm": "dense",
+        "sparse_method": "snip", "weight_distribution": "er",
+    }  # fmt: skip
     foreign = {name for options in methods.OPTIONS.values() for name in options}
     foreign -= set(methods.OPTIONS[optimizer])
     assert foreign
     for name in foreign:
         option = "--" + name.replace("_", "-")
-        argv = ["train", "--optimizer", optimizer, option, values.get(name, "0.5")]
-        message = failure(argv, capsys)
+        given = [option] if name == "adaptive" else [option, values.get(name, "0.5")]
+        message = failure(["train", "--optimizer", optimizer, *given], capsys)
         assert f"{option} is no option of --optimizer {optimizer}, which has --lr" in message
 
 
@@ -121,7 +146,7 @@ def test_missing_files_are_named(data, tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-@pytest.mark.parametrize("command", ["demo", "train"])
+@pytest.mark.parametrize("command", ["demo", "train", "study"])
 def test_missing_device(command, capsys):
     assert "no CUDA device" in failure([command, "--device", "cuda"], capsys)
 
@@ -133,6 +158,9 @@ def test_missing_device(command, capsys):
         ("demo", "rich.progress"),
         ("demo", "matplotlib.pyplot"),
         ("train", "sklearn.datasets"),
+        ("study", "sklearn.datasets"),
+        ("study", "rich.progress"),
+        ("study", "matplotlib.pyplot"),
     ],
 )
 def test_missing_package_names_the_extra(command, module, monkeypatch, capsys):
@@ -142,10 +170,11 @@ def test_missing_package_names_the_extra(command, module, monkeypatch, capsys):
     assert 'pip install "sparse-kernels[demo]"' in message
 
 
-def test_output_folder_that_is_a_file(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["demo", "study"])
+def test_output_folder_that_is_a_file(command, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "--out: cannot make the folder" in failure(
-        ["demo", "--out", str(tmp_path / "file")], capsys
+        [command, "--out", str(tmp_path / "file")], capsys
     )
 
 
@@ -179,13 +208,21 @@ def test_help_explains_every_option(capsys):
     demo = help_of(["demo"], capsys)
     for option in ("--out", "--seed", "--epochs", "--device", "--backend"):
         assert option in demo
+    for name in variants.CHOICES:
+        assert f"--{name.replace('_', '-')}" in demo
+    study = help_of(["study"], capsys)
+    for option in ("--out", "--seeds", "--model", "--epochs", "--sparse-methods", "--backend"):
+        assert option in study
+    assert "0.5,0.8,0.9,0.95,0.98" in study
     train = help_of(["train"], capsys)
     for options in methods.OPTIONS.values():
         for name in options:
             assert f"--{name.replace('_', '-')}" in train
     assert "threshold a zero weight must pass" in train
     assert "linbreg: 0.1; adabreg: 0.02" in train  # who has --lam, with which default
-    for name in (*models.MODELS, *methods.OPTIMIZERS):
+    assert "set and rigl, uniform for dsr and mest" in train
+    assert "4 rounds of equally many steps within the epochs given" in train  # lottery tickets
+    for name in (*models.MODELS, *methods.OPTIMIZERS, *methods.MASKS, *sparse.METHODS):
         assert name in train
 
 
@@ -211,6 +248,60 @@ def test_train(optimizer, mnist, capsys):
     assert "training FLOPs" in lines[-1]
     assert cli.main(argv) == 0
     assert lines_without_times(capsys.readouterr().out) == lines_without_times(first.out)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sam --adaptive --rho 0.5",
+        "sam --interval 2",
+        "zosam --interval 2",
+        "ssam --mask dynamic",
+        "ssam --mask random --sparsity 0.9",
+        "ssam --mask magnitude --norm masked",
+        "ssam --pattern row",
+        "ssam --pattern filter --mask random",
+        "ssam --pattern tensor --adaptive",
+        "ssam --pattern 2:4 --axis out",
+        "ssam --form implicit",
+        "ssam --form implicit --pattern 2:4 --mask magnitude --interval 3",
+    ],
+)
+def test_train_with_every_choice(line, mnist, capsys):
+    """Each acts: the weights after it, and so the losses, are not those without it."""
+    optimizer, *options = line.split()
+    argv = ["train", "--data", "mnist", "--data-dir", mnist, "--optimizer", optimizer]
+    argv += ["--epochs", "2", "--batch-size", "32", "--lr", "0.05"]
+    argv += [] if "--rho" in options else ["--rho", "0.5"]
+    texts = []
+    for extra in ([], options):
+        assert cli.main([*argv, *extra]) == 0
+        texts.append(capsys.readouterr().out.splitlines())
+    losses = [text[2].split("test accuracy")[0] for text in texts]
+    assert losses[0].startswith("epoch   2/2  loss ")
+    assert losses[0] != losses[1]
+    counted = "--interval" not in options or optimizer == "zosam"
+    assert ("training FLOPs not counted" in texts[1][-1]) != counted
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "ssam", "zosam"])
+@pytest.mark.parametrize("method", sparse.METHODS[1:])
+def test_train_with_sparse_methods(method, optimizer, mnist, tmp_path, capsys):
+    target = tmp_path / "run.pt"
+    argv = ["train", "--data", "mnist", "--data-dir", mnist, "--optimizer", optimizer]
+    argv += ["--sparse-method", method, "--weight-sparsity", "0.8", "--epochs", "2"]
+    assert cli.main([*argv, "--batch-size", "32", "--save", str(target)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "training FLOPs not counted" in last
+    saved = torch.load(target, weights_only=True)
+    assert saved["options"]["sparse_method"] == method
+    state = saved["sparse"]
+    assert state["names"] == ["0.weight", "2.weight", "5.weight", "9.weight"]
+    mask = BitMask.from_state(state["mask"], [torch.device("cpu")] * 4)
+    assert mask.live / mask.numel == pytest.approx(0.2, abs=1e-4)
+    for name, exists in zip(state["names"], mask.to_bool(), strict=True):
+        assert not saved["model"][name][~exists].any(), name
+    assert state["updates"] == {"snip": 1, "grasp": 1, "mest": 4}.get(method, 3)
 
 
 def test_train_learns_and_options_act(mnist, capsys):
@@ -250,8 +341,8 @@ def test_demo_is_reproducible_and_names_its_files(tmp_path, monkeypatch, capsys)
         out = tmp_path / "new" / name
         assert cli.main(["demo", "--out", str(out), "--epochs", "2", "--seed", "3"]) == 0
         text = capsys.readouterr().out
-        files = ("results.csv", "accuracy.png", "sparsity.png", "step_time.png")
-        for file in files:
+        assert not (out / "masks.png").exists()  # no run of Sparse SAM, no masks
+        for file in ("results.csv", "accuracy.png", "sparsity.png", "step_time.png"):
             assert (out / file).stat().st_size > 100
             assert str(out / file) in text.splitlines()[-1]
         with (out / "results.csv").open(newline="", encoding="utf-8") as file:
@@ -262,3 +353,19 @@ def test_demo_is_reproducible_and_names_its_files(tmp_path, monkeypatch, capsys)
     assert tables[0] == tables[1]
     assert [r["method"] for r in tables[0]] == ["LinBreg", "AdaBreg", "LinBreg m=4"]
     assert {r["steps"] for r in tables[0]} == {"4"}
+
+
+def test_demo_with_choices(tmp_path, monkeypatch, capsys):
+    tiny = replace(methods.PLANS[0], batch_size=512, recipes=methods.PLANS[0].recipes[:4])
+    monkeypatch.setattr(commands, "PLANS", (tiny,))
+    argv = ["demo", "--out", str(tmp_path), "--epochs", "2", "--mask", "magnitude"]
+    argv += ["--pattern", "2:4", "--sparse-method", "snip", "--weight-sparsity", "0.5"]
+    assert cli.main(argv) == 0
+    assert str(tmp_path / "masks.png") in capsys.readouterr().out.splitlines()[-1]
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        records = list(csv.DictReader(file))
+    assert [r["method"] for r in records] == [
+        "SGD", "SAM + snip", "SSAM magnitude 2:4 + snip", "ZO-SAM + snip",
+    ]  # fmt: skip
+    assert [r["weight_sparsity_percent"] for r in records] == ["0.00", "50.00", "50.00", "50.00"]
+    assert [r["training_flops_percent"] for r in records] == ["100.00", "", "", ""]

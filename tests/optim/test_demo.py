@@ -198,7 +198,8 @@ def test_table_and_csv_show_the_rows(rows, tmp_path):
 def test_pictures_are_drawn_without_a_display(rows, tmp_path):
     other = [replace(row, model="MLP") for row in rows.values()]
     paths = plots.write_plots([*rows.values(), *other], tmp_path)
-    assert sorted(p.name for p in paths) == ["accuracy.png", "sparsity.png", "step_time.png"]
+    names = ["accuracy.png", "masks.png", "sparsity.png", "step_time.png"]
+    assert sorted(p.name for p in paths) == names
     for path in paths:
         raw = path.read_bytes()
         assert raw.startswith(b"\x89PNG")

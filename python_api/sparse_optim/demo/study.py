@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +137,8 @@ def run_cases(
     """Train every case with seeds 0 to ``seeds`` - 1; arguments as in ``train_case``."""
     for case in cases:
         for seed in range(seeds):
-            yield train_case(case, plan, data, backend, seed, lambda c=case, s=seed: on_epoch(c, s))  # type: ignore[misc]
+            progress = functools.partial(on_epoch, case, seed)
+            yield train_case(case, plan, data, backend, seed, progress)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:

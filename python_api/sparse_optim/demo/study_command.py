@@ -16,7 +16,6 @@ from .commands import check_device, make_console, make_folder, make_progress
 from .data import load_digits
 from .methods import Plan, backend_in_use
 
-
 _TITLES = {
     "study": "test accuracy over the weights that are not perturbed",
     "sparse_methods": "test accuracy over the weights that are zero",
