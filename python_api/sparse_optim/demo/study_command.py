@@ -64,10 +64,10 @@ def run_study(options: StudyOptions) -> None:
         f"{options.device}, {options.threads} thread(s)",
         highlight=False,
     )
+    facts = study_report.provenance(used, options.command)  # of the source as it is at the start
     start = time.perf_counter()
     outcomes = _train([*cases, *more], plan, data, options, console)
     seconds = time.perf_counter() - start
-    facts = study_report.provenance(used, options.command)
     parts = {"study": outcomes[: len(cases) * options.seeds]}
     if more:
         parts["sparse_methods"] = outcomes[len(cases) * options.seeds :]
