@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from demo_cases import few_digits
 from sparse_optim.demo import compare as compare_module
 from sparse_optim.demo import data, methods, plots, report, runner
 from sparse_optim.demo._support import UserError, require
-
-DIGITS = data.load_digits()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,15 +20,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def few_digits(train: int = 160, test: int = 60) -> data.Dataset:
-    """A piece of digits, so that an epoch is a few steps."""
-    parts = [
-        data.Split(split.images[:count], split.labels[:count])
-        for split, count in ((DIGITS.train, train), (DIGITS.test, test))
-    ]
-    return data.make_dataset("digits", *parts, 10)
 
 
 # -- runs ----------------------------------------------------------------------------------------
