@@ -84,6 +84,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_study(commands: Any) -> None:
     from .demo.study import SPARSITIES
+    from .sparse_training import DISTRIBUTIONS
 
     study = commands.add_parser(
         "study", allow_abbrev=False, help="accuracy over sparsity on handwritten digits",
@@ -111,6 +112,10 @@ def _add_study(commands: Any) -> None:
     add(
         "--weight-sparsity", type=arguments.below_one, metavar="X",
         help="fraction of zero weights of the sparse methods (default 0.9)",
+    )  # fmt: skip
+    add(
+        "--weight-distribution", choices=DISTRIBUTIONS,
+        help="of the live weights among the layers, for set, dsr, rigl and mest (default erk)",
     )  # fmt: skip
     arguments.add_threads(study)
     arguments.add_place(study, "of the optimizers' kernels (default auto: the fastest there is)")
@@ -159,13 +164,14 @@ def _train_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def _study_options(parser: argparse.ArgumentParser, args: argparse.Namespace, line: str) -> Any:
     from .demo.study_command import StudyOptions
 
-    if args.weight_sparsity is not None and not args.sparse_methods:
-        parser.error("--weight-sparsity needs --sparse-methods")
+    given = arguments.given_options(args)
+    for name in given:
+        if not args.sparse_methods:
+            parser.error(f"--{name.replace('_', '-')} needs --sparse-methods")
     return StudyOptions(
         out=args.out, command=line, seeds=args.seeds, model=args.model, epochs=args.epochs,
         sparsities=args.sparsities, sparse_methods=args.sparse_methods,
-        weight_sparsity=0.9 if args.weight_sparsity is None else args.weight_sparsity,
-        device=args.device, backend=args.backend, threads=args.threads,
+        device=args.device, backend=args.backend, threads=args.threads, **given,
     )  # fmt: skip
 
 

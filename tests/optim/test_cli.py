@@ -86,6 +86,7 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("study --sparsities 0.5,high", "'high' is not a number"),
         ("study --sparse-methods snip,none", "'none' is none of snip, grasp, lth"),
         ("study --weight-sparsity 0.5", "--weight-sparsity needs --sparse-methods"),
+        ("study --weight-distribution er", "--weight-distribution needs --sparse-methods"),
         ("train --data mnist", "--data mnist needs --data-dir"),
         ("train --data mnist --data-dir /no/such", "there is no folder /no/such"),
         ("train --data-dir /tmp", "--data-dir is no option of --data digits"),

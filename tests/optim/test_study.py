@@ -65,12 +65,14 @@ def test_cases_of_the_perturbation():
 
 
 def test_cases_of_sparse_training():
-    cases = study.training_cases(("snip", "rigl"), 0.8)
+    cases = study.training_cases(("snip", "rigl"), 0.8, "er")
     assert [(c.method, c.sparsity) for c in cases] == [
         ("SGD", None), ("SGD + snip", 80.0), ("SGD + rigl", 80.0),
         ("SAM", None), ("SAM + snip", 80.0), ("SAM + rigl", 80.0),
     ]  # fmt: skip
     assert {c.recipe.option("lr") for c in cases} == {study.SPARSE_LR}
+    given = [c.recipe.options.get("weight_distribution") for c in cases]
+    assert given == [None, None, "er"] * 2
 
 
 def test_what_is_perturbed_is_measured(digits):

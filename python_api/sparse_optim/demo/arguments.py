@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import Pattern
+from ..sparse_training import DISTRIBUTIONS
 from .methods import FORMS, MASKS, OPTIONS
 from .sparse import METHODS, ROUNDS, UPDATES
 from .variants import CHOICES
@@ -104,12 +105,12 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("distribution", {"choices": ("normal", "rademacher")}, "of the random directions"),
     ("sparse-method", {"choices": METHODS},
      "train with zero weights. snip, grasp: chosen before the first step; set, dsr, rigl, mest: "
-     f"moved {UPDATES} times in the first three quarters of the steps; lth: {ROUNDS} rounds of "
-     "equally many steps within the epochs given, each from the initial weights with a new "
+     f"moved about {UPDATES} times in the first three quarters of the steps; lth: {ROUNDS} rounds "
+     "of equally many steps within the epochs given, each from the initial weights with a new "
      f"learning rate schedule, {ROUNDS - 1} prunings between them"),
     ("weight-sparsity", {"type": below_one},
      "fraction of the convolution and linear weights that a sparse method makes zero"),
-    ("weight-distribution", {"choices": ("erk", "er", "uniform")},
+    ("weight-distribution", {"choices": DISTRIBUTIONS},
      "of the live weights among the layers, for set, dsr, rigl and mest"),
     ("lam", {"type": number(0.0)}, "threshold a zero weight must pass; larger is sparser"),
     ("delta", {"type": number(0.0, strict=True)}, "step size factor of the nonzero weights"),

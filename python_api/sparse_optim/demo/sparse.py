@@ -26,7 +26,7 @@ from .data import Dataset
 METHODS = ("none", "snip", "grasp", "lth", "set", "dsr", "rigl", "mest")
 DYNAMIC = {"set": SET, "dsr": DSR, "rigl": RigL, "mest": MEST}
 ROUNDS = 4  # of a lottery ticket: the last one trains what the ones before have found
-UPDATES = 20  # of a moving mask, all in the first three quarters of the steps
+UPDATES = 20  # of a moving mask, about, in the first three quarters; short runs: every step
 SNIP_SAMPLES = 128
 GRASP_PER_CLASS = 10
 

@@ -12,6 +12,7 @@ from .compare import total_steps
 from .data import Dataset
 from .methods import PLANS, Plan, Recipe
 from .runner import Run, train
+from .sparse import DYNAMIC
 from .variants import check_recipe
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -85,13 +86,18 @@ def perturbation_cases(plan: Plan, sparsities: Sequence[float]) -> list[Case]:
     return [*cases, _case("SSAM-F 2:4", "ssam", lr, {"mask": "fisher", "pattern": "2:4"}, 0.5)]
 
 
-def training_cases(methods: Sequence[str], sparsity: float) -> list[Case]:
-    """SGD and SAM, dense and with every sparse training method."""
+def training_cases(methods: Sequence[str], sparsity: float, distribution: str) -> list[Case]:
+    """SGD and SAM, dense and with every sparse training method.
+
+    All that take a distribution among the layers take the same, so that methods are compared.
+    """
     cases = []
     for name in DENSE:
         cases.append(_case(name, name.lower(), SPARSE_LR, {}))
         for method in methods:
-            options = {"sparse_method": method, "weight_sparsity": sparsity}
+            options: dict[str, Any] = {"sparse_method": method, "weight_sparsity": sparsity}
+            if method in DYNAMIC:
+                options["weight_distribution"] = distribution
             cases.append(_case(f"{name} + {method}", name.lower(), SPARSE_LR, options, sparsity))
     return cases
 

@@ -34,6 +34,7 @@ class StudyOptions:
     sparsities: tuple[float, ...] = study.SPARSITIES
     sparse_methods: tuple[str, ...] = ()
     weight_sparsity: float = 0.9
+    weight_distribution: str = "erk"
     device: str = "cpu"
     backend: str = "auto"
     threads: int = 1
@@ -56,7 +57,9 @@ def run_study(options: StudyOptions) -> None:
     cases = study.perturbation_cases(plan, options.sparsities)
     more: list[study.Case] = []
     if options.sparse_methods:
-        more = study.training_cases(options.sparse_methods, options.weight_sparsity)
+        more = study.training_cases(
+            options.sparse_methods, options.weight_sparsity, options.weight_distribution
+        )
     console = make_console()
     console.print(
         f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
