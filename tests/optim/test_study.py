@@ -244,3 +244,21 @@ def test_commit_is_that_of_the_source(tmp_path, monkeypatch):
 
 def test_examples():
     assert doctest.testmod(study_report).failed == 0
+
+
+@pytest.mark.parametrize("name", ["sam_study", "sparse_methods"])
+def test_stored_summary_is_that_of_the_stored_runs(name):
+    results = Path(__file__).parents[2] / "docs" / "results"
+    runs, summary = read(results / f"{name}_seeds.csv"), read(results / f"{name}.csv")
+    values: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        key = (run["method"], run["sparsity_percent"])
+        values.setdefault(key, []).append(float(run["test_accuracy_percent"]))
+    assert list(values) == [(row["method"], row["sparsity_percent"]) for row in summary]
+    for row, own in zip(summary, values.values(), strict=True):
+        assert len(own) == int(row["seeds"]) == 3
+        # the runs are stored with two digits
+        assert float(row["test_accuracy_percent_mean"]) == pytest.approx(np.mean(own), abs=0.011)
+        spread = float(row["test_accuracy_percent_deviation"])
+        assert spread == pytest.approx(np.std(own, ddof=1), abs=0.011)
+    assert len({(row["command"], row["commit"]) for row in (*runs, *summary)}) == 1
