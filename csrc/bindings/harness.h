@@ -47,8 +47,7 @@ void register_segment(Ledger& ledger, const Segment& s, Kind kind) {
     using Storage = typename Op::Lists::template At<0>::Storage;
     if (s.backup) ledger.add(s.backup, s.numel * int64_t(sizeof(Storage)), kind);
   }
-  if constexpr (std::is_same_v<Op, MaskPack>) ledger.add(s.input, s.input_numel, kind);
-  if constexpr (std::is_same_v<Op, MaskUnpack>) ledger.add(s.input, s.input_numel * 4, kind);
+  if constexpr (Traits::kInput) ledger.add(s.input, s.input_numel * Traits::kInputBytes, kind);
 }
 
 // Calls block(table, number) for the blocks of every launch that `run` asks for.

@@ -14,8 +14,10 @@ struct Segment {
   const uint32_t* mask = nullptr;
   void* backup = nullptr;       // raw copy of stream 0, taken before it changes
   uint32_t uid = 0;             // parameter number of the random stream
-  const void* input = nullptr;  // mask_pack on the device: what the output is computed from
+  const void* input = nullptr;  // ops on masks: what the output is computed from
   int64_t input_numel = 0;
+  int64_t first = 0;  // global index of element 0, where the op numbers elements through the list
+  int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor
 };
 
 inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {

@@ -57,8 +57,8 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   alignas(kStreamAlign) uint32_t keep[kMasked ? kBlock : 1];
   if constexpr (kMasked) {
     const uint32_t* words = segment.mask + first / 32;
-    if (!any_bit(words, n)) return;
-    expand_mask(words, n, keep);
+    if (!any_bit(words, n, mask_flip<Op>())) return;
+    expand_mask(words, n, keep, mask_flip<Op>());
   }
   const BlockContext block{n, kMasked ? keep : nullptr, stream};
   BlockStreams<typename Op::Lists, kMasked> streams;

@@ -90,8 +90,12 @@ struct Step {
     return left >= V ? F::kAll : (left <= 0 ? 0u : (1u << left) - 1u);
   }
   SK_HD uint32_t masked(int u) const {
-    if constexpr (!kMasked) return F::kAll;
-    return (memory.load(block.mask() + (at >> 5) + u * (F::kStride / 32)) >> (at & 31)) & F::kAll;
+    if constexpr (kMasked) {
+      const uint32_t word = memory.load(block.mask() + (at >> 5) + u * (F::kStride / 32));
+      return ((word ^ mask_flip<Op>()) >> (at & 31)) & F::kAll;
+    } else {
+      return F::kAll;
+    }
   }
   // nothing to read, write or add
   SK_HD bool idle() const {
@@ -214,7 +218,7 @@ struct Step {
     } else if constexpr (Traits<Op>::kInput) {
       const int64_t index = block.begin + element(u) + i;
       MathOf<Op> x = 0;
-      if ((live >> i) & 1u) x = computed(Op{}, memory, block.input(), block.input_numel(), index);
+      if ((live >> i) & 1u) x = computed(Op{}, functor, memory, block, index);
       return streams.call(functor, r, i, x);
     } else {
       return streams.call(functor, r, i);

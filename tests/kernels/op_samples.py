@@ -39,7 +39,7 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     ranks = [r.to(device) for r in ranks]
     tiles = [torch.zeros_like(r) for r in ranks]
     words = [m.clone() for m in masks]
-    firsts, rows, cols = [0, 5, 5, 68], [1, 1, 9, 1], [5, 0, 7, 1]
+    firsts, heights, widths = [0, 5, 5, 68], [1, 1, 9, 1], [5, 0, 7, 1]
     pool = torch.tensor([2], device=device)
     pools, ones = (
         torch.tensor([1, 2, 3, 4], device=device),
@@ -78,8 +78,8 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         ],
         "topk_ties_": [(a, "value", None, firsts, masks, False, pools, ones, ones, pools, words)],
         "mask_nm_": [
-            (a, "abs", None, firsts, rows, cols, 2, 4, True, words),
-            (a, "random", key, firsts, rows, cols, 1, 3, False, words),
+            (a, "abs", None, firsts, heights, widths, 2, 4, True, words),
+            (a, "random", key, firsts, heights, widths, 1, 3, False, words),
         ],
         "zo_combine_": [
             (a, [], coef, *plain, [], None, None, None),
