@@ -79,12 +79,12 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   constexpr bool kSkips = kMasked && !kRestores<Op>;
   alignas(kStreamAlign) uint32_t keep[kSkips ? kBlock : 1];
   const uint32_t* words = kMasked ? segment.mask + first / 32 : nullptr;
-  const bool any = !kMasked || any_bit(words, n);
+  const bool any = !kMasked || any_bit(words, n, mask_flip<Op>());
   if constexpr (kSaves<Op>) {
     if (any || !backup.packed()) backup.save(first, n);
   }
   if (!any && !(kRestores<Op> && functor.enabled())) return;
-  if constexpr (kSkips) expand_mask(words, n, keep);
+  if constexpr (kSkips) expand_mask(words, n, keep, mask_flip<Op>());
   BlockContext block{n, kSkips ? keep : nullptr, stream, nullptr};
   typename BackupOf<Op, kMasked>::Buffer original;
   if constexpr (kRestores<Op>) {

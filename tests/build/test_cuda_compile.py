@@ -14,7 +14,10 @@ from sparse_kernels._schemas import SCHEMAS
 
 MAX_REGISTERS = 64
 #: functors without fma, division or square root; the last two are inlined with FFMA inside
-CONTRACTION_FREE = ("Restore", "SquaredNorm", "LinBregStep", "MaskPack", "MaskUnpack")
+CONTRACTION_FREE = (
+    "Restore", "SquaredNorm", "LinBregStep", "MaskPack", "MaskUnpack", "MaskCount", "MaskApply",
+    "MaskNm", "ScoreKeys", "RandomKeys",
+)  # fmt: skip
 #: fp32 or raw 32-bit kernels that read (and write) whole 16-byte groups
 VECTOR_READS = ("SquaredNorm<float", "WeightedSquaredNorm<float")
 VECTOR_WRITES = (
@@ -105,7 +108,8 @@ def test_vector_path_uses_16_byte_accesses(compiled):
 @pytest.mark.slow
 def test_machine_code_has_no_fused_multiply_add(compiled):
     free = [k for k in compiled.kernels if is_a(k, *CONTRACTION_FREE)]
-    assert {k.stem for k in free} == {"restore", "norm", "mask_pack", "bregman_step"}
+    stems = {"restore", "norm", "bregman_step", "mask_pack", "mask_count", "mask_apply"}
+    assert {k.stem for k in free} == stems | {"mask_topk", "mask_nm"}
     fail_with([k for k in free if k.count("FFMA")], "FFMA in a kernel without fma")
 
 
