@@ -149,7 +149,11 @@ class ChunkBackup {
     alignas(kStreamAlign) uint32_t keep[kBlock];
     expand_mask(words_ + first / 32, n, keep);
 #pragma omp simd
-    for (int i = 0; i < n; ++i) raw[i] = keep[i] ? saved[i] : old[i];
+    for (int i = 0; i < n; ++i) {
+      // both are loaded: a choice of loads becomes masked loads, three times as slow from memory
+      const typename Raw::type mask = typename Raw::type(0) - typename Raw::type(keep[i]);
+      raw[i] = (saved[i] & mask) | (old[i] & ~mask);
+    }
   }
 
   struct NoWriter {
