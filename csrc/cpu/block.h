@@ -72,7 +72,8 @@ struct BlockStream {
       if constexpr (kMasked) {
 #pragma omp simd
         for (int i = 0; i < block.n; ++i) {
-          memory[i] = block.keep[i] ? store<Storage>(buffer[i]) : memory[i];
+          const Storage old = memory[i], now = store<Storage>(buffer[i]);
+          memory[i] = block.keep[i] ? now : old;  // a load inside the choice would be a masked one
         }
       } else if constexpr (kSameType) {
         copy_out(memory, buffer, block.n * sizeof(Storage), block.stream);

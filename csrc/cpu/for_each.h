@@ -85,7 +85,9 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   }
   if (!any && !(kRestores<Op> && functor.enabled())) return;
   if constexpr (kSkips) expand_mask(words, n, keep, mask_flip<Op>());
-  BlockContext block{n, kSkips ? keep : nullptr, stream, nullptr};
+  // around the caches only if nothing of what is written was read: with a mask, stream 0 was
+  const StreamCopy past = kMasked && kRestores<Op> ? nullptr : stream;
+  BlockContext block{n, kSkips ? keep : nullptr, past, nullptr};
   typename BackupOf<Op, kMasked>::Buffer original;
   if constexpr (kRestores<Op>) {
     if (!functor.enabled()) return backup.restore(first, n);
