@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMPS := $(VENV)/.stamps
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-INTERPRETED := $(addprefix tests/kernels/,test_triton.py test_triton_bregman.py test_triton_random.py)
+INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,backup bregman masks random steps)))
 FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint test-cpu test-triton compile-checks bench clean

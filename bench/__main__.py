@@ -13,19 +13,22 @@ import torch
 import sparse_kernels as sk
 
 from . import _harness as harness
-from .cases import Case, Data, all_cases
+from . import cases, sam_cases
+from .cases import Case, Data
 
 FIELDS = (
     "op", "backend", "dtype", "tensors", "elements", "p20_ms", "p50_ms", "p80_ms", "host_ms",
     "bytes_per_element", "gb_per_s", "roof_gb_per_s", "percent_of_roof", "x_eager", "x_reference",
-    "x_compile", "target",
+    "x_compile", "target", "mb_per_step", "calls", "eager_calls",
 )  # fmt: skip
 ELEMENTS = 25_000_000
+SUITES = {"core": cases.all_cases, "sam": sam_cases.all_cases}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--suite", choices=tuple(SUITES), default="core", help="which cases")
     parser.add_argument("--op", default="", help="only rows whose name contains this text")
     parser.add_argument("--backend", default="auto", help="auto, all, or a comma-separated list")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -49,7 +52,10 @@ def backends_of(args: argparse.Namespace) -> list[str]:
 
 def compiled(case: Case) -> dict:
     """torch.compile of the eager stages, or nothing where one cannot be compiled as a graph."""
-    stages = tuple(torch.compile(s, fullgraph=True, dynamic=False) for s in case.stages)
+    graphs = case.stages if case.graphs is None else case.graphs
+    if not graphs:
+        return {}
+    stages = tuple(torch.compile(s, fullgraph=True, dynamic=False) for s in graphs)
 
     def run() -> object:
         return case.eager(stages)
@@ -82,6 +88,7 @@ def measure(case: Case, data: Data, args: argparse.Namespace) -> list[dict]:
     if not args.no_compile:
         variants |= compiled(case)
     samples = harness.interleave(variants, args.device, args.rounds)
+    eager_calls = harness.count_calls(case.eager)
     count = args.tensors * args.elements
     roof_bytes = 2 * data.size * count
     rows = []
@@ -94,6 +101,9 @@ def measure(case: Case, data: Data, args: argparse.Namespace) -> list[dict]:
             "gb_per_s": case.bytes_per_element * count / s.median / 1e9,
             "roof_gb_per_s": roof_bytes / samples["roof"].median / 1e9,
             "percent_of_roof": 100 * share, "target": case.target if promised(args) else None,
+            "mb_per_step": case.bytes_per_element * count / 1e6,
+            "calls": harness.count_calls(lambda b=name: case.fused(b)),  # type: ignore[misc]
+            "eager_calls": eager_calls,
             "host_ms": 1e3 * sorted(s.host)[len(s.host) // 2],
         }  # fmt: skip
         row |= {f"p{q}_ms": 1e3 * s.quantile(q / 100) for q in (20, 80)} | {
@@ -113,12 +123,12 @@ def print_table(rows: list[dict], head: dict[str, str]) -> None:
     except ImportError:
         write_rows(sys.stdout, rows, head)
         return
-    console = Console(width=130)
+    console = Console(width=160)
     console.print(" | ".join(f"{k}: {v}" for k, v in head.items()), highlight=False)
     table = Table(caption="roof: one tensor scaled in place, in the same rounds; x: ratio of times")
     columns = (
         "op", "backend", "p20 ms", "p50 ms", "p80 ms", "B/el", "GB/s", "% of roof", "x eager",
-        "x reference", "x compile", "target",
+        "x reference", "x compile", "target", "MB", "calls", "eager calls",
     )  # fmt: skip
     for column in columns:
         table.add_column(column, justify="left" if column in ("op", "backend") else "right")
@@ -128,7 +138,8 @@ def print_table(rows: list[dict], head: dict[str, str]) -> None:
             r["op"], r["backend"], *(f"{r[k]:.2f}" for k in ("p20_ms", "p50_ms", "p80_ms")),
             f"{r['bytes_per_element']:g}", f"{r['gb_per_s']:.1f}", f"{r['percent_of_roof']:.0f}",
             *("-" if x is None else f"{x:.1f}" for x in ratios),
-            "-" if r["target"] is None else f">= {r['target']:g}",
+            "-" if r["target"] is None else f">= {r['target']:g}", f"{r['mb_per_step']:.0f}",
+            str(r["calls"]), str(r["eager_calls"]),
         )  # fmt: skip
     console.print(table)
 
@@ -157,9 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     shown = argv if argv is not None else sys.argv[1:]
     head = harness.header(args.device, ["python -m bench", *shown])
     rows: list[dict] = []
-    for case in all_cases(data):
+    for make in SUITES[args.suite](data):
+        case = make()
         if args.op in case.name:
             rows += measure(case, data, args)
+        del case
     print_table(rows, head)
     if args.csv is not None:
         append_csv(args.csv, rows, head)

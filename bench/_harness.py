@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def synchronize(device: str) -> None:
@@ -65,6 +66,33 @@ def interleave(
             samples[name].device.append(seconds)
             samples[name].host.append(host)
     return samples
+
+
+class _CallCounter(TorchDispatchMode):
+    """Counts the operations that work on memory; views and allocations do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if not func.is_view and func.overloadpacket.__name__ not in _FREE:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+_FREE = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "_local_scalar_dense")
+
+
+def count_calls(run: Callable[[], object]) -> int:
+    """Kernel calls of one step: dispatcher operations that compute, copy or reduce.
+
+    One of ours is one call whatever the number of tensors; on CUDA it is one launch per table of
+    tensors (see docs/performance.md), a sum one more.
+    """
+    with _CallCounter() as counter:
+        run()
+    return counter.count
 
 
 def ratio(slow: Samples, fast: Samples) -> float:

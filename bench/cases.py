@@ -33,6 +33,8 @@ class Case:
         bytes_per_element: the minimal traffic, reads plus writes (docs/performance.md).
         fused: backend name -> closure.
         stages: the published step in eager PyTorch.
+        graphs: what ``torch.compile`` gets in place of the stages, where those cannot be graphs or
+            a better one exists; () leaves it out.
         before: called before the stages and never compiled.
         target: least ratio against eager on a CPU that the project promises, or None.
     """
@@ -42,6 +44,7 @@ class Case:
     fused: Callable[[str], object]
     stages: tuple[Stage, ...]
     target: float | None = None
+    graphs: tuple[Stage, ...] | None = None
     before: Callable[[], object] | None = None
 
     def eager(self, stages: tuple[Stage, ...] | None = None) -> object:
@@ -220,13 +223,14 @@ def zo(data: Data, distribution: str, smoothing: float = 1e-9) -> Case:
     return Case(name, 2 * data.size, fused, (eager,), target, before=lambda: torch.manual_seed(7))
 
 
-def all_cases(data: Data) -> list[Case]:
+def all_cases(data: Data) -> list[Callable[[], Case]]:
+    """Cases to be made one at a time: some hold copies of the parameters."""
     return [
-        linbreg(data),
-        linbreg_momentum(data),
-        adabreg(data),
-        sam(data),
-        ssam(data),
-        zo(data, "normal"),
-        zo(data, "rademacher"),
+        lambda: linbreg(data),
+        lambda: linbreg_momentum(data),
+        lambda: adabreg(data),
+        lambda: sam(data),
+        lambda: ssam(data),
+        lambda: zo(data, "normal"),
+        lambda: zo(data, "rademacher"),
     ]

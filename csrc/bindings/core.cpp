@@ -51,13 +51,15 @@ void narrow(Address in, int64_t n, Address out) {
 }
 
 Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, Address backup,
-                uint32_t uid, Address input, int64_t input_numel) {
+                Address ranks, int64_t capacity, uint32_t uid, Address input, int64_t input_numel) {
   Segment s;
   s.numel = numel;
   if (data.size() > kMaxStreams) throw std::invalid_argument("too many streams");
   for (size_t i = 0; i < data.size(); ++i) s.data[i] = at<void>(data[i]);
   s.mask = at<uint32_t>(mask);
   s.backup = at<void>(backup);
+  s.ranks = at<int64_t>(ranks);
+  s.capacity = capacity;
   s.uid = uid;
   s.input = at<void>(input);
   s.input_numel = input_numel;
@@ -71,6 +73,7 @@ Directions<float> directions(Address key, Address coef, Address words, int64_t f
 
 void bind_core(py::module_& m) {
   m.attr("chunk_size") = kChunkSize;
+  m.attr("rank_tile") = kRankTile;
   m.attr("parameter_bytes") = phases::kParameterBytes;
   m.def("philox", philox_words, py::arg("block"), py::arg("uid"), py::arg("direction"),
         py::arg("key"), py::arg("rounds"));
@@ -93,7 +96,8 @@ void bind_core(py::module_& m) {
 void bind_types(py::module_& m) {
   py::class_<Segment>(m, "Segment")
       .def(py::init(&segment), py::arg("numel"), py::arg("data"), py::kw_only(),
-           py::arg("mask") = 0, py::arg("backup") = 0, py::arg("uid") = 0, py::arg("input") = 0,
+           py::arg("mask") = 0, py::arg("backup") = 0, py::arg("ranks") = 0,
+           py::arg("capacity") = 0, py::arg("uid") = 0, py::arg("input") = 0,
            py::arg("input_numel") = 0);
   py::class_<Run>(m, "Run").def(
       py::init([](std::vector<Segment> segments, bool backed, std::vector<int64_t> chunks) {
@@ -126,6 +130,18 @@ void bind_harness(py::module_& m) {
     return masked_perturb(run, dtype, adaptive, at<float>(norm), rho, eta, eps);
   });
   m.def("restore", restore);
+  m.def("restore_sgd",
+        [](const Run& run, const std::string& dtype, bool buffers, Address skip, Address inv_scale,
+           bool maximize, const std::array<float, 4>& x, bool nesterov, bool first) {
+          const Gates<float> gates{at<float>(skip), at<float>(inv_scale), maximize};
+          return restore_sgd(run, dtype, buffers, gates, x, nesterov, first);
+        });
+  m.def("restore_adamw",
+        [](const Run& run, const std::string& dtype, Address skip, Address inv_scale, bool maximize,
+           Address step_sizes, Address bias2_sqrts, const std::array<float, 6>& x) {
+          const Gates<float> gates{at<float>(skip), at<float>(inv_scale), maximize};
+          return restore_adamw(run, dtype, gates, at<float>(step_sizes), at<float>(bias2_sqrts), x);
+        });
   m.def("norm", norm);
   m.def("mask_pack", mask_pack);
   m.def("mask_unpack", mask_unpack);

@@ -40,13 +40,16 @@ void register_streams(Ledger& ledger, [[maybe_unused]] const Segment& s, [[maybe
 
 template <class Op, bool kMasked>
 void register_segment(Ledger& ledger, const Segment& s, Kind kind) {
-  using Traits = phases::Traits<Op>;
+  using Traits [[maybe_unused]] = phases::Traits<Op>;
   register_streams(ledger, s, kind, typename Op::Lists{});
   if constexpr (kMasked) ledger.add(s.mask, words_of(s.numel) * 4, kind);
-  if constexpr (Traits::kBackup) {
+  if constexpr (backup_of<Op>() != Backup::kNone) {
     using Storage = typename Op::Lists::template At<0>::Storage;
-    if (s.backup) ledger.add(s.backup, s.numel * int64_t(sizeof(Storage)), kind);
+    const int64_t entries = Traits::kPacked ? s.capacity : s.numel;
+    if (s.backup) ledger.add(s.backup, entries * int64_t(sizeof(Storage)), kind);
   }
+  // never virtual: the kernel computes addresses from what it reads there
+  if constexpr (Traits::kPacked) ledger.add(s.ranks, tiles_of(s.numel) * 8);
   if constexpr (std::is_same_v<Op, MaskPack>) ledger.add(s.input, s.input_numel, kind);
   if constexpr (std::is_same_v<Op, MaskUnpack>) ledger.add(s.input, s.input_numel * 4, kind);
 }
@@ -95,9 +98,22 @@ Report for_each_masked(const Op& op, const Run& run, double* partials, int64_t* 
 template <class Op>
 Report for_each(const Op& op, const Run& run, double* partials = nullptr, int64_t* live = nullptr) {
   if constexpr (!phases::Traits<Op>::kInput) {
-    if (phases::any_masked(run.segments)) return for_each_masked<Op, true>(op, run, partials, live);
+    if (phases::Traits<Op>::kPacked || phases::any_masked(run.segments)) {
+      return for_each_masked<Op, true>(op, run, partials, live);
+    }
   }
-  return for_each_masked<Op, false>(op, run, partials, live);
+  if constexpr (phases::Traits<Op>::kPacked) {
+    return {};
+  } else {
+    return for_each_masked<Op, false>(op, run, partials, live);
+  }
+}
+
+// An op with a backup, whole or packed.
+template <class Op>
+Report for_each_backed(const Op& op, const Run& run) {
+  if (phases::any_packed(run.segments)) return for_each(phases::Packed<Op>{op}, run);
+  return for_each(op, run);
 }
 
 template <class F>

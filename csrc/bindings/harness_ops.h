@@ -1,6 +1,7 @@
 // Every op of the harness behind plain arguments: a dtype, flags and scalars.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -26,16 +27,38 @@ inline Report masked_perturb(const Run& run, const std::string& dtype, bool adap
                              const float* norm, float rho, float eta, float eps) {
   return dispatch_dtype(dtype, [&]<class T>() {
     return dispatch_bool(adaptive, [&]<bool kAdaptive>() {
-      return for_each(MaskedPerturb<T, kAdaptive>{norm, rho, eta, eps}, run);
+      return for_each_backed(MaskedPerturb<T, kAdaptive>{norm, rho, eta, eps}, run);
     });
   });
 }
 
 inline Report restore(const Run& run, int bytes) {
-  if (bytes == 2) return for_each(Restore<uint16_t>{}, run);
-  if (bytes == 4) return for_each(Restore<uint32_t>{}, run);
-  if (bytes == 8) return for_each(Restore<uint64_t>{}, run);
+  if (bytes == 2) return for_each_backed(Restore<uint16_t>{}, run);
+  if (bytes == 4) return for_each_backed(Restore<uint32_t>{}, run);
+  if (bytes == 8) return for_each_backed(Restore<uint64_t>{}, run);
   throw std::invalid_argument("bytes must be 2, 4 or 8");
+}
+
+// x: lr, momentum, 1 - dampening, weight decay
+inline Report restore_sgd(const Run& run, const std::string& dtype, bool buffers,
+                          const Gates<float>& gates, const std::array<float, 4>& x, bool nesterov,
+                          bool first) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    return dispatch_bool(buffers, [&]<bool kMomentum>() {
+      const RestoreSgd<T, kMomentum> op{gates, x[0], x[1], x[2], x[3], nesterov, first};
+      return for_each_backed(op, run);
+    });
+  });
+}
+
+// x: 1 - beta1, beta2, 1 - beta2, eps, decay, shrink
+inline Report restore_adamw(const Run& run, const std::string& dtype, const Gates<float>& gates,
+                            const float* step_sizes, const float* bias2_sqrts,
+                            const std::array<float, 6>& x) {
+  return dispatch_dtype(dtype, [&]<class T>() {
+    const RestoreAdamw<T> op{gates, step_sizes, bias2_sqrts, x[0], x[1], x[2], x[3], x[4], x[5]};
+    return for_each_backed(op, run);
+  });
 }
 
 inline Sum norm(const Run& run, const std::string& dtype, bool weighted, float eta) {

@@ -38,5 +38,6 @@ namespace sk {
 
 constexpr int64_t kChunkSize = 65536;  // elements: the unit of threading and of partial sums
 constexpr int kLanes = 2048;           // partial sums per chunk; lane = element index mod kLanes
+constexpr int64_t kRankTile = 8192;    // elements per entry of a table of ranks (core/mask.h)
 
 }  // namespace sk

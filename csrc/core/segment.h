@@ -12,9 +12,11 @@ struct Segment {
   int64_t numel = 0;
   void* data[kMaxStreams] = {};
   const uint32_t* mask = nullptr;
-  void* backup = nullptr;       // raw copy of stream 0, taken before it changes
-  uint32_t uid = 0;             // parameter number of the random stream
-  const void* input = nullptr;  // mask_pack on the device: what the output is computed from
+  void* backup = nullptr;          // raw copy of stream 0, taken before it changes
+  const int64_t* ranks = nullptr;  // of the mask; then `backup` is packed, one for all tensors
+  int64_t capacity = 0;            // elements of a packed backup
+  uint32_t uid = 0;                // parameter number of the random stream
+  const void* input = nullptr;     // mask_pack on the device: what the output is computed from
   int64_t input_numel = 0;
 };
 

@@ -2,7 +2,7 @@
 //
 // A stream is worked on in place where its type is the type of the math and every element is
 // written. Otherwise it goes through a buffer in L1: to convert 16-bit types, to leave masked-out
-// entries alone, or to be streamed past the caches (core/simd_store.h).
+// entries alone, to come from elsewhere, or to be streamed past the caches (core/simd_store.h).
 #pragma once
 
 #include <cstddef>
@@ -23,6 +23,7 @@ struct BlockContext {
   int n;                 // elements in this block
   const uint32_t* keep;  // 0 or 1 per element; null without a mask
   StreamCopy stream;     // null: plain stores
+  const void* source;    // where stream 0 is read from, if not from memory
 };
 
 SK_HD bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kStreamAlign == 0; }
@@ -35,7 +36,8 @@ SK_HD void copy_out(void* dst, const void* src, size_t bytes, StreamCopy stream)
   }
 }
 
-template <class S, bool kMasked>
+// kSourced: read from block.source, and written without being read
+template <class S, bool kMasked, bool kSourced>
 struct BlockStream {
   using Storage = typename S::Storage;
   using Value = typename S::Value;
@@ -51,15 +53,16 @@ struct BlockStream {
 
   SK_HD void open(void* base, int64_t first, const BlockContext& block) {
     memory = static_cast<Storage*>(base) + first;
-    const bool streamed = S::role == Role::kOut && block.stream && block.n == kBlock;
+    const bool streamed = kSourced || (S::role == Role::kOut && block.stream && block.n == kBlock);
     if (kSameType && !(kWrites && kMasked) && !streamed) {
       x = reinterpret_cast<Value*>(memory);
       return;
     }
     x = buffer;
     if constexpr (kReads) {
+      const Storage* from = kSourced ? static_cast<const Storage*>(block.source) : memory;
 #pragma omp simd
-      for (int i = 0; i < block.n; ++i) buffer[i] = load(memory[i]);
+      for (int i = 0; i < block.n; ++i) buffer[i] = load(from[i]);
     }
   }
 
@@ -73,7 +76,7 @@ struct BlockStream {
         }
       } else if constexpr (kSameType) {
         copy_out(memory, buffer, block.n * sizeof(Storage), block.stream);
-      } else if (S::role == Role::kOut && block.stream) {
+      } else if ((kSourced || S::role == Role::kOut) && block.stream) {
         alignas(kStreamAlign) Storage narrow[kBlock];
 #pragma omp simd
         for (int i = 0; i < block.n; ++i) narrow[i] = store<Storage>(buffer[i]);
@@ -86,12 +89,13 @@ struct BlockStream {
   }
 };
 
-template <class Lists, bool kMasked>
-struct BlockStreams;
+template <class Lists, bool kMasked, bool kSourced, class Indices>
+struct BlockStreamSet;
 
-template <class... S, bool kMasked>
-struct BlockStreams<StreamList<S...>, kMasked> {
-  std::tuple<BlockStream<S, kMasked>...> streams;
+// kSourced: stream 0 comes from block.source
+template <class... S, bool kMasked, bool kSourced, size_t... kNumbers>
+struct BlockStreamSet<StreamList<S...>, kMasked, kSourced, std::index_sequence<kNumbers...>> {
+  std::tuple<BlockStream<S, kMasked, kSourced && kNumbers == 0>...> streams;
 
   SK_HD void open(void* const* bases, int64_t first, const BlockContext& block) {
     each([&](auto& s, size_t i) __attribute__((always_inline)) { s.open(bases[i], first, block); });
@@ -141,6 +145,10 @@ struct BlockStreams<StreamList<S...>, kMasked> {
     }
   }
 };
+
+template <class Lists, bool kMasked, bool kSourced>
+using BlockStreams =
+    BlockStreamSet<Lists, kMasked, kSourced, std::make_index_sequence<Lists::size>>;
 
 // 32 mask bits to 32 words of 0 or 1; the shifts vectorise
 SK_HD void expand_mask(const uint32_t* words, int n, uint32_t* keep) {

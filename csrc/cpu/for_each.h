@@ -12,6 +12,7 @@
 #include "../core/mask.h"
 #include "../core/reduce.h"
 #include "../core/segment.h"
+#include "backup.h"
 #include "block.h"
 
 namespace sk::cpu {
@@ -37,31 +38,62 @@ struct Partial {
   int64_t count = 0;
 };
 
+template <class Op, bool kMasked>
+using BackupOf =
+    std::conditional_t<backup_of<Op>() == Backup::kNone, NoBackup, ChunkBackup<Op, kMasked>>;
+
+// The n results of a block into the chunk's lanes or count.
+template <bool kSkips, class Result, class Op>
+SK_HD void reduce_block([[maybe_unused]] const Result* results, [[maybe_unused]] int n,
+                        [[maybe_unused]] int64_t first, [[maybe_unused]] const uint32_t* keep,
+                        [[maybe_unused]] Scratch<Op>& scratch,
+                        [[maybe_unused]] Partial<Op>& partial) {
+  using Math = typename Op::Math;
+  if constexpr (Op::kReduce == Reduce::kSum) {
+    Math* lanes = scratch.lanes + first % kLanes;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      lanes[i] = lanes[i] + (kSkips && !keep[kSkips ? i : 0] ? Math(0) : results[i]);
+    }
+  }
+  if constexpr (Op::kReduce == Reduce::kCount) {
+    int32_t live = 0;
+#pragma omp simd reduction(+ : live)
+    for (int i = 0; i < n; ++i)
+      live += kSkips ? results[i] & int32_t(keep[kSkips ? i : 0]) : results[i];
+    partial.count += live;
+  }
+}
+
 template <class Op, bool kMasked, bool kFull>
 SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Segment& segment,
                      int64_t tensor, int64_t first, int count, StreamCopy stream,
-                     Scratch<Op>& scratch, Partial<Op>& partial) {
+                     BackupOf<Op, kMasked>& backup, Scratch<Op>& scratch, Partial<Op>& partial) {
   using Math = typename Op::Math;
   constexpr bool kCounts = Op::kReduce == Reduce::kCount;
   constexpr bool kSums = Op::kReduce == Reduce::kSum;
   using Result = std::conditional_t<kCounts, int32_t, std::conditional_t<kSums, Math, void>>;
   const int n = kFull ? kBlock : count;  // a constant trip count for all blocks but the last
 
-  if constexpr (Op::Lists::size > 0) {
-    if (segment.backup) {
-      using Storage = typename Op::Lists::template At<0>::Storage;
-      copy_out(static_cast<Storage*>(segment.backup) + first,
-               static_cast<Storage*>(segment.data[0]) + first, n * sizeof(Storage), stream);
-    }
+  // a step from the backup moves every entry: its mask is a matter of the backup alone
+  constexpr bool kSkips = kMasked && !kRestores<Op>;
+  alignas(kStreamAlign) uint32_t keep[kSkips ? kBlock : 1];
+  const uint32_t* words = kMasked ? segment.mask + first / 32 : nullptr;
+  const bool any = !kMasked || any_bit(words, n);
+  if constexpr (kSaves<Op>) {
+    if (any || !backup.packed()) backup.save(first, n);
   }
-  alignas(kStreamAlign) uint32_t keep[kMasked ? kBlock : 1];
-  if constexpr (kMasked) {
-    const uint32_t* words = segment.mask + first / 32;
-    if (!any_bit(words, n)) return;
-    expand_mask(words, n, keep);
+  if (!any && !(kRestores<Op> && functor.enabled())) return;
+  if constexpr (kSkips) expand_mask(words, n, keep);
+  BlockContext block{n, kSkips ? keep : nullptr, stream, nullptr};
+  typename BackupOf<Op, kMasked>::Buffer original;
+  if constexpr (kRestores<Op>) {
+    if (!functor.enabled()) return backup.restore(first, n);
+    block.source = backup.unperturbed(first, n, original);
+  } else {
+    if (!functor.enabled()) return;
   }
-  const BlockContext block{n, kMasked ? keep : nullptr, stream};
-  BlockStreams<typename Op::Lists, kMasked> streams;
+  BlockStreams<typename Op::Lists, kSkips, kRestores<Op>> streams;
   streams.open(segment.data, first, block);
 
   alignas(kStreamAlign) std::conditional_t<kCounts, int32_t, Math> results[kBlock];
@@ -75,50 +107,28 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
     streams.run(functor, n, static_cast<const void*>(nullptr), out);
   }
   streams.close(block);
-
-  if constexpr (kSums) {
-    Math* lanes = scratch.lanes + first % kLanes;
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      lanes[i] = lanes[i] + (kMasked && !keep[kMasked ? i : 0] ? Math(0) : results[i]);
-    }
-  }
-  if constexpr (kCounts) {
-    int32_t live = 0;
-#pragma omp simd reduction(+ : live)
-    for (int i = 0; i < n; ++i)
-      live += kMasked ? results[i] & int32_t(keep[kMasked ? i : 0]) : results[i];
-    partial.count += live;
-  }
+  reduce_block<kSkips>(out, n, first, keep, scratch, partial);
 }
 
 template <class Op, bool kMasked>
 SK_CLONES void run_chunk(const Op& op, const Segment& segment, int64_t tensor, int64_t begin,
                          int64_t end, StreamCopy stream, Scratch<Op>& scratch,
                          Partial<Op>& partial) {
+  BackupOf<Op, kMasked> backup(segment, begin, end, stream);
+  if (!backup.fits()) return;
   const auto functor = op.bind(tensor);
-  if (!functor.enabled()) {
-    if constexpr (Op::Lists::size > 0) {
-      using Storage = typename Op::Lists::template At<0>::Storage;
-      if (segment.backup) {
-        std::memcpy(static_cast<Storage*>(segment.backup) + begin,
-                    static_cast<Storage*>(segment.data[0]) + begin,
-                    (end - begin) * sizeof(Storage));
-      }
-    }
-    return;
-  }
   if constexpr (Op::kReduce == Reduce::kSum)
     std::fill(scratch.lanes, scratch.lanes + kLanes, typename Op::Math(0));
   int64_t first = begin;
   for (; first + kBlock <= end; first += kBlock) {
-    run_block<Op, kMasked, true>(op, functor, segment, tensor, first, kBlock, stream, scratch,
-                                 partial);
+    run_block<Op, kMasked, true>(op, functor, segment, tensor, first, kBlock, stream, backup,
+                                 scratch, partial);
   }
   if (first < end) {
     run_block<Op, kMasked, false>(op, functor, segment, tensor, first, int(end - first), stream,
-                                  scratch, partial);
+                                  backup, scratch, partial);
   }
+  backup.finish();
   if constexpr (Op::kReduce == Reduce::kSum) partial.sum = join_lanes(scratch.lanes);
 }
 
@@ -175,7 +185,10 @@ Reduction for_each(const Op& op, const std::vector<Segment>& segments) {
   static const StreamCopy stream_copy = pick_stream_copy();
   const std::vector<int64_t> numels = numels_of(segments);
   const ChunkPlan plan(numels);
-  const bool large = plan.elements * bytes_per_element(typename Op::Lists{}) > kStreamBytes;
+  int64_t bytes = bytes_per_element(typename Op::Lists{});
+  if constexpr (kRestores<Op>)
+    bytes += int64_t(sizeof(typename Op::Lists::template At<0>::Storage));
+  const bool large = plan.elements * bytes > kStreamBytes;
   const StreamCopy stream = large ? stream_copy : nullptr;
   std::vector<Partial<Op>> partials(Op::kReduce == Reduce::kNone ? 0 : plan.chunks());
   for_each_chunk<Scratch<Op>>(

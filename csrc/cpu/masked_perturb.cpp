@@ -9,13 +9,13 @@
 namespace sk::cpu {
 
 void masked_perturb_cpu(TensorList params, TensorList grads, Tensor norm, double rho,
-                        TensorList masks, TensorList backup, TensorList ranks, bool adaptive, double eta,
-                        double eps) {
+                        TensorList masks, TensorList backup, TensorList ranks, bool adaptive,
+                        double eta, double eps) {
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
-  STD_TORCH_CHECK(ranks.empty(), kOp, ": packed");
-  const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup);
-  const auto segments = make_segments({&params, &grads}, masks, backup);
+  const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup, ranks);
+  const auto segments = make_segments({&params, &grads}, masks, backup, nullptr, ranks);
+  check_capacity(kOp, segments);
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     dispatch_bool(adaptive, [&]<bool kAdaptive>() {
       using O = opmath_t<T>;

@@ -11,9 +11,9 @@ namespace sk::cpu {
 void restore_cpu(TensorList params, TensorList masks, TensorList backup, TensorList ranks) {
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
-  STD_TORCH_CHECK(ranks.empty(), kOp, ": packed");
-  check_restore(params, backup, masks);
-  const auto segments = make_segments({&params, &backup}, masks, {});
+  check_restore(kOp, params, masks, backup, ranks);
+  const auto segments = make_segments({&params}, masks, backup, nullptr, ranks);
+  check_capacity(kOp, segments);
   dispatch_bits(kOp, params[0].element_size(),
                 [&]<class T>() { for_each(Restore<T>{}, segments); });
 }

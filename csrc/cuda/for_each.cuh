@@ -41,12 +41,15 @@ template <class Op>
 void launch(const Op& op, const std::vector<Segment>& segments, const ChunkPlan& plan,
             const Outputs& out, int32_t device) {
   const cudaStream_t stream = current_stream(device);
-  if constexpr (!phases::Traits<Op>::kInput) {  // the ops on masks take none themselves
-    if (phases::any_masked(segments)) {
+  // the ops on masks take none themselves, a packed backup comes with masks always
+  if constexpr (!phases::Traits<Op>::kInput) {
+    if (phases::Traits<Op>::kPacked || phases::any_masked(segments)) {
       return launch_masked<true>(op, segments, plan, out, stream);
     }
   }
-  launch_masked<false>(op, segments, plan, out, stream);
+  if constexpr (!phases::Traits<Op>::kPacked) {
+    launch_masked<false>(op, segments, plan, out, stream);
+  }
 }
 
 // An op that only writes its streams.
@@ -54,6 +57,13 @@ template <class Op>
 void for_each(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
   const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
   launch(op, segments, ChunkPlan(numels_of(segments)), {nullptr, nullptr}, lead.get_device());
+}
+
+// The same for an op with a backup, whole or packed.
+template <class Op>
+void for_each_backed(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
+  if (phases::any_packed(segments)) return for_each(phases::Packed<Op>{op}, segments, lead);
+  for_each(op, segments, lead);
 }
 
 // An op that counts: live entries per tensor.

@@ -8,18 +8,17 @@
 namespace sk::cuda {
 
 void masked_perturb_cuda(TensorList params, TensorList grads, Tensor norm, double rho,
-                         TensorList masks, TensorList backup, TensorList ranks, bool adaptive, double eta,
-                        double eps) {
+                         TensorList masks, TensorList backup, TensorList ranks, bool adaptive,
+                         double eta, double eps) {
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
-  STD_TORCH_CHECK(ranks.empty(), kOp, ": packed");
-  const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup);
-  const auto segments = make_segments({&params, &grads}, masks, backup);
+  const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup, ranks);
+  const auto segments = make_segments({&params, &grads}, masks, backup, nullptr, ranks);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {
     dispatch_bool(adaptive, [&]<bool kAdaptive>() {
       const float* value = static_cast<const float*>(norm.data_ptr());
-      for_each(MaskedPerturb<T, kAdaptive>{value, float(rho), float(eta), float(eps)}, segments,
-               params[0]);
+      const MaskedPerturb<T, kAdaptive> op{value, float(rho), float(eta), float(eps)};
+      for_each_backed(op, segments, params[0]);
     });
   });
 }

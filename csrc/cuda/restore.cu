@@ -10,11 +10,10 @@ namespace sk::cuda {
 void restore_cuda(TensorList params, TensorList masks, TensorList backup, TensorList ranks) {
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
-  STD_TORCH_CHECK(ranks.empty(), kOp, ": packed");
-  check_restore(params, backup, masks);
-  const auto segments = make_segments({&params, &backup}, masks, {});
+  check_restore(kOp, params, masks, backup, ranks);
+  const auto segments = make_segments({&params}, masks, backup, nullptr, ranks);
   dispatch_bits(kOp, params[0].element_size(),
-                [&]<class T>() { for_each(Restore<T>{}, segments, params[0]); });
+                [&]<class T>() { for_each_backed(Restore<T>{}, segments, params[0]); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CUDA, m) { m.impl("restore_", TORCH_BOX(&restore_cuda)); }

@@ -17,6 +17,7 @@ struct MaskedPerturb {
   using Lists = StreamList<InOut<T>, In<T>>;
   static constexpr Reduce kReduce = Reduce::kNone;
   static constexpr bool kGenerated = false;
+  static constexpr Backup kBackup = Backup::kSaves;
 
   const Math* norm;  // one element, on the device of the parameters
   Math rho, eta, eps;

@@ -3,12 +3,13 @@
 // An op is a struct with
 //   using Math     the type of the arithmetic (opmath of the parameters)
 //   using Lists    StreamList of the tensors it walks, in the order of the functor's arguments;
-//                  stream 0 is the one a backup is taken of
+//                  stream 0 is the one that may have a backup
 //   kReduce        what the functor returns: nothing, a value to sum, or a 0/1 to count
 //   kGenerated     whether a computed input (random numbers, mask words) comes first
+//   kBackup        what it does with a backup of stream 0, if anything
 //   bind(t)        the functor for tensor t of the list: scalars only, no pointers, no indices.
 //                  Its enabled() says whether the op writes at all (a norm may not be finite).
-// Loads, stores, tails, mask bits and threads belong to for_each.
+// Loads, stores, tails, mask bits, backups and threads belong to for_each.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +21,27 @@ namespace sk {
 
 enum class Role { kIn, kOut, kInOut };
 enum class Reduce { kNone, kSum, kCount };
+
+// kSaves: the call may come with a backup; the raw bits of stream 0 are copied into it before they
+//   change, whether the functor is enabled or not. Whole: every entry. Packed: those with bit 1.
+// kRestores: the call comes with a backup, and stream 0 enters the functor as it was when saved:
+//   from the backup where the mask bit is 1 (everywhere without a mask), from memory elsewhere. The
+//   mask chooses the source only; every entry takes part. With a disabled functor the raw bits go
+//   back to memory, and nothing else is read or written.
+enum class Backup { kNone, kSaves, kRestores };
+
+template <class Op>
+constexpr Backup backup_of() {
+  if constexpr (requires { Op::kBackup; }) {
+    return Op::kBackup;
+  } else {
+    return Backup::kNone;
+  }
+}
+template <class Op>
+inline constexpr bool kSaves = backup_of<Op>() == Backup::kSaves;
+template <class Op>
+inline constexpr bool kRestores = backup_of<Op>() == Backup::kRestores;
 
 template <class T, Role kRole>
 struct Stream {

@@ -34,6 +34,7 @@ struct ZoCombine {
   using Lists = std::conditional_t<kSource, StreamList<Out<T>, In<T>>, StreamList<InOut<T>>>;
   static constexpr Reduce kReduce = kSumsq ? Reduce::kSum : Reduce::kNone;
   static constexpr bool kGenerated = true;
+  static constexpr Backup kBackup = Backup::kSaves;
   using Result = std::conditional_t<kSumsq, Math, void>;
 
   Directions<Math> stream;

@@ -27,14 +27,15 @@ SK_HD void clear(MathOf<Op> (*s)[Shape<Op>::V]) {
 // for itself.
 template <bool kWhole, bool kMasked, class Memory, class Op, class Functor>
 SK_HD void walk_steps(const Memory& memory, const Op& op, const View<Op, kMasked>& block,
-                      const Functor& functor, uint64_t key, int thread, int first, int end,
+                      const Functor& functor, uint64_t key,
+                      const decltype(Shared<Op>::places)* places, int thread, int first, int end,
                       Thread<Op>& state) {
   using F = Shape<Op>;
   SK_UNROLL(1)
   for (; first < end; first += F::kStep) {
-    Step<Op, kMasked, kWhole, Memory> step(memory, block, first, thread);
+    Step<Op, kMasked, kWhole, Memory> step(memory, block, places, first, thread);
     if (step.idle()) continue;
-    step.load();
+    step.load(functor);
     if constexpr (Traits<Op>::kRandom) {
       clear<Op>(state.s);
       const int64_t element = block.begin + step.at;
@@ -53,9 +54,11 @@ SK_HD void walk(Exec& exec, const Op& op, const View<Op, kMasked>& block, const 
                 uint64_t key) {
   using F = Shape<Op>;
   const int whole = block.template aligned<F::V>() ? block.size / F::kStep * F::kStep : 0;
+  const auto* places = &exec.shared.places;
   exec.run([&](int thread, Thread<Op>& state) SK_INLINED {
-    walk_steps<true>(exec.memory, op, block, functor, key, thread, 0, whole, state);
-    walk_steps<false>(exec.memory, op, block, functor, key, thread, whole, block.size, state);
+    walk_steps<true>(exec.memory, op, block, functor, key, places, thread, 0, whole, state);
+    walk_steps<false>(exec.memory, op, block, functor, key, places, thread, whole, block.size,
+                      state);
   });
 }
 
@@ -67,9 +70,9 @@ SK_HD void sign_step(const Memory& memory, const Op& op, const View<Op, kMasked>
                      int tile, int first, int thread, Thread<Op>& state) {
   using F = Shape<Op>;
   const bool last = k + tiling.directions() >= op.stream.q;
-  Step<Op, kMasked, kWhole, Memory> step(memory, block, first, thread);
+  Step<Op, kMasked, kWhole, Memory> step(memory, block, nullptr, first, thread);
   if (step.idle()) return;
-  if (last) step.load();
+  if (last) step.load(functor);
   if (k == 0) clear<Op>(state.s);
   add_signs<F::V, F::U>(memory, op.stream, tiling, k, words, step.at - tile, F::kStride, state.s);
   if (last) step.finish(functor, state);
@@ -141,6 +144,9 @@ template <bool kMasked, class Exec, class Op>
 SK_HD void for_each_block(Exec& exec, const Op& op, const TableOf<Op, kMasked>& table,
                           const Outputs& out, int32_t number) {
   const View<Op, kMasked> block(table, number);
+  if constexpr (Traits<Op>::kPacked) {
+    if (!find_places(exec, block, &exec.shared.places)) return;
+  }
   const auto functor = op.bind(block.tensor());
   uint64_t key = 0;
   if constexpr (Traits<Op>::kRandom) key = uint64_t(*op.stream.key);

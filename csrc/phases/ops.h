@@ -6,6 +6,8 @@
 #include "../functors/masked_perturb.h"
 #include "../functors/norm.h"
 #include "../functors/restore.h"
+#include "../functors/restore_adamw.h"
+#include "../functors/restore_sgd.h"
 #include "../functors/zo_combine.h"
 
 namespace sk::phases {
@@ -16,8 +18,12 @@ struct Drawn : Base {
   static constexpr bool kSigns = kSignsOp;
 };
 
+// An op whose backup is packed by the mask, into one tensor for the whole list.
+template <class Base>
+struct Packed : Base {};
+
 struct DefaultTraits {
-  static constexpr bool kBackup = false;  // has a list of backups
+  static constexpr bool kPacked = false;  // its backup is packed
   static constexpr bool kRandom = false;  // computed input: a sum of random directions
   static constexpr bool kSigns = false;   // of signs, else normals
   static constexpr bool kInput = false;   // computed input: from another list
@@ -26,13 +32,12 @@ struct DefaultTraits {
 template <class Op>
 struct Traits : DefaultTraits {};
 
-template <class T, bool kAdaptive>
-struct Traits<MaskedPerturb<T, kAdaptive>> : DefaultTraits {
-  static constexpr bool kBackup = true;
+template <class Base>
+struct Traits<Packed<Base>> : Traits<Base> {
+  static constexpr bool kPacked = true;
 };
 template <class T, bool kSource, bool kSumsq, bool kSignsOp>
 struct Traits<Drawn<ZoCombine<T, kSource, kSumsq>, kSignsOp>> : DefaultTraits {
-  static constexpr bool kBackup = true;
   static constexpr bool kRandom = true;
   static constexpr bool kSigns = kSignsOp;
 };

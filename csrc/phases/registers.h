@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../core/math.h"
 #include "../functors/streams.h"
 
 namespace sk::phases {
@@ -59,6 +60,26 @@ SK_HD void store_elements(const Memory& memory, char* p, uint32_t bits, const T*
   SK_UNROLLED
   for (int i = 0; i < N; ++i) {
     if ((bits >> i) & 1u) memory.store(reinterpret_cast<T*>(p) + i, x[i]);
+  }
+}
+
+// The elements with their bit set, from or to consecutive places.
+template <class T, int N, class Memory>
+SK_HD void load_packed(const Memory& memory, const char* p, uint32_t bits, T* out) {
+  SK_UNROLLED
+  for (int i = 0; i < N; ++i) {
+    out[i] = T{};
+    if (((bits >> i) & 1u) == 0) continue;
+    out[i] = memory.load(reinterpret_cast<const T*>(p) + popcount(bits & ((1u << i) - 1u)));
+  }
+}
+
+template <class T, int N, class Memory>
+SK_HD void store_packed(const Memory& memory, char* p, uint32_t bits, const T* x) {
+  SK_UNROLLED
+  for (int i = 0; i < N; ++i) {
+    if (((bits >> i) & 1u) == 0) continue;
+    memory.store(reinterpret_cast<T*>(p) + popcount(bits & ((1u << i) - 1u)), x[i]);
   }
 }
 

@@ -6,62 +6,12 @@
 
 #include "../core/reduce.h"
 #include "generate.h"
+#include "packed.h"
 #include "registers.h"
+#include "shape.h"
 #include "table.h"
 
 namespace sk::phases {
-
-template <class... S>
-constexpr int widest(StreamList<S...>) {
-  int bytes = 1;
-  ((bytes = int(sizeof(typename S::Storage)) > bytes ? int(sizeof(typename S::Storage)) : bytes),
-   ...);
-  return sizeof...(S) == 0 ? 4 : bytes;
-}
-template <class... S>
-constexpr int bytes_read(StreamList<S...>) {
-  return (0 + ... + (S::role == Role::kOut ? 0 : int(sizeof(typename S::Value))));
-}
-
-// How many elements a thread works on at a time: U groups of V. A group fills a 16-byte access of
-// the widest stream; U keeps several loads in flight without passing 64 registers.
-template <class Op>
-struct Shape {
-  using T = Traits<Op>;
-  static constexpr bool kSum = Op::kReduce == Reduce::kSum;
-  static constexpr int kFit = 16 / widest(typename Op::Lists{});
-  static constexpr int V = kSum || kFit < 4 ? kLanes / kThreads : kFit;
-  static constexpr int kRegisters = V * bytes_read(typename Op::Lists{}) / 4;  // of one group
-  static constexpr int kLoads = kRegisters <= 8 ? 4 : (kRegisters <= 12 ? 2 : 1);
-  static constexpr int kNormals = kSum && Op::Lists::size > 0 ? 4 : 8;  // one or two Philox calls
-  static constexpr int kSigned = V == 4 ? 8 : 16;
-  static constexpr int kElements = !T::kRandom ? 16 : (T::kSigns ? kSigned : kNormals);  // at most
-  static constexpr int kMany = kElements / V > 1 ? kElements / V : 1;
-  static constexpr int U = T::kInput ? 1 : (T::kRandom || kMany < kLoads ? kMany : kLoads);
-  static constexpr int kStride = kThreads * V;  // between groups of a thread
-  static constexpr int kStep = kStride * U;     // elements of a block at a time
-  static constexpr uint32_t kAll = (1u << V) - 1u;
-};
-static_assert(kThreads * kSignsPerBlock == kChunkSize);
-
-template <class Op>
-struct Shared {
-  typename Op::Math lanes[Op::kReduce == Reduce::kSum ? kLanes : 1];
-  int32_t counts[Op::kReduce == Reduce::kCount ? kThreads : 1];
-  alignas(16) uint32_t words[Traits<Op>::kSigns ? kSignWords : 1];
-};
-
-template <class Op>
-using MathOf = typename Op::Math;
-
-// What a thread keeps across barriers.
-template <class Op>
-struct Thread {
-  using Math = typename Op::Math;
-  Math lanes[kLanes / kThreads];
-  int32_t count;
-  Math s[Shape<Op>::U][Shape<Op>::V];
-};
 
 // U groups of one thread, the step that begins at element `first` of the chunk. kWhole: all groups
 // of all threads exist and are aligned, and the loads come first, to be in flight together.
@@ -71,16 +21,19 @@ struct Step {
   using F = Shape<Op>;
   using Lists = typename Op::Lists;
   static constexpr int V = F::V, U = F::U;
+  static constexpr bool kPacked = Traits<Op>::kPacked;
+  using PlacesOf = decltype(Shared<Op>::places);
 
   const Memory& memory;
   const View<Op, kMasked> block;
+  const PlacesOf* places;
   int at;            // first element of group 0, counted in the chunk; signed, so that the offsets
                      // of the other groups become immediates of the access
   uint32_t bits[U];  // mask bits of the groups of a whole step
   Registers<Lists, V, kWhole ? U : 1> streams;
 
-  SK_HD Step(const Memory& m, const View<Op, kMasked>& b, int first, int thread)
-      : memory(m), block(b.reloaded()), at(first + thread * V) {
+  SK_HD Step(const Memory& m, const View<Op, kMasked>& b, const PlacesOf* p, int first, int thread)
+      : memory(m), block(b.reloaded()), places(p), at(first + thread * V) {
     SK_UNROLLED
     for (int u = 0; u < U; ++u) bits[u] = kMasked && kWhole ? masked(u) : F::kAll;
   }
@@ -89,14 +42,23 @@ struct Step {
     const int left = block.size - element(u);
     return left >= V ? F::kAll : (left <= 0 ? 0u : (1u << left) - 1u);
   }
+  SK_HD int word(int u) const { return (at >> 5) + u * (F::kStride / 32); }
   SK_HD uint32_t masked(int u) const {
     if constexpr (!kMasked) return F::kAll;
-    return (memory.load(block.mask() + (at >> 5) + u * (F::kStride / 32)) >> (at & 31)) & F::kAll;
+    return (memory.load(block.mask() + word(u)) >> (at & 31)) & F::kAll;
+  }
+  // where the first entry of group u stands in the packed backup
+  template <class Stream>
+  SK_HD char* entry(const Stream&, int u) const {
+    const uint32_t below = memory.load(block.mask() + word(u)) & ((1u << (at & 31)) - 1u);
+    const int before = memory.load(places->ones + word(u)) + popcount(below);
+    const int64_t place = memory.load(&places->first) + before;
+    return block.entries() + place * int64_t(sizeof(typename Stream::Storage));
   }
   // nothing to read, write or add
   SK_HD bool idle() const {
     if constexpr (!kWhole) return at >= block.size;
-    if (!kMasked || block.saved()) return false;
+    if (!kMasked || kRestores<Op> || block.saved()) return false;
     uint32_t any = 0;
     SK_UNROLLED
     for (int u = 0; u < U; ++u) any |= bits[u];
@@ -107,27 +69,77 @@ struct Step {
     return base + int64_t(element(u)) * int64_t(sizeof(typename Stream::Storage));
   }
 
-  SK_HD void load() {
+  template <class Functor>
+  SK_HD void load(const Functor& functor) {
     if constexpr (!kWhole) return;
     streams.each([&](auto& stream) SK_INLINED {
       using S = std::remove_reference_t<decltype(stream)>;
-      if constexpr (!S::kOut) {
-        const bool saved = S::kIndex == 0 && block.saved();
-        fetch(stream, block.template data<S>(S::kIndex), saved);
+      if constexpr (kRestores<Op> && S::kIndex == 0) {
+        fetch_unperturbed(stream, functor.enabled());
+      } else if constexpr (!S::kOut) {
+        if (kRestores<Op> && !functor.enabled()) return;
+        const bool all = kRestores<Op> || (S::kIndex == 0 && block.saved());
+        fetch(stream, block.template data<S>(S::kIndex), all);
       }
     });
-    if constexpr (Traits<Op>::kBackup) {
+    if constexpr (kSaves<Op> && kPacked) {
+      save_packed(streams.template at<0>());
+    } else if constexpr (kSaves<Op>) {
       if (block.saved()) save(streams.template at<0>());
     }
   }
   template <class Stream>
-  SK_HD void fetch(Stream& stream, char* base, bool saved) {
+  SK_HD void fetch(Stream& stream, char* base, bool all) {
     // a conditional load keeps the registers of the step before alive, which these cannot afford
     constexpr bool kAlways = Traits<Op>::kRandom;
     SK_UNROLLED
     for (int u = 0; u < U; ++u) {
-      if (kMasked && !kAlways && !saved && bits[u] == 0) continue;  // leave it in memory
+      if (kMasked && !kAlways && !all && bits[u] == 0) continue;  // leave it in memory
       load_vector<typename Stream::Storage, V>(memory, address(base, stream, u), stream.raw[u]);
+    }
+  }
+  // The backup where the mask bit is 1; with all, what is in memory elsewhere.
+  template <class Stream>
+  SK_HD void fetch_unperturbed(Stream& stream, bool all) {
+    using Storage = typename Stream::Storage;
+    Storage saved[U][V];
+    SK_UNROLLED
+    for (int u = 0; u < U; ++u) {
+      fetch_saved(stream, u, bits[u], saved[u]);
+      if (!kMasked || !all || bits[u] == F::kAll) continue;
+      char* base = block.template data<Stream>(Stream::kIndex);
+      load_vector<Storage, V>(memory, address(base, stream, u), stream.raw[u]);
+    }
+    SK_UNROLLED
+    for (int u = 0; u < U; ++u) {
+      SK_UNROLLED
+      for (int i = 0; i < V; ++i) {
+        if (!kMasked || !all || ((bits[u] >> i) & 1u)) stream.raw[u][i] = saved[u][i];
+      }
+    }
+  }
+  template <class Stream>
+  SK_HD void fetch_saved(const Stream& stream, int u, uint32_t live,
+                         typename Stream::Storage* out) {
+    using Storage = typename Stream::Storage;
+    if (kMasked && live == 0) return;
+    if constexpr (kPacked) {
+      load_packed<Storage, V>(memory, entry(stream, u), live, out);
+    } else {
+      const char* p = address(block.template backup<Stream>(), stream, u);
+      if constexpr (kWhole) {
+        load_vector<Storage, V>(memory, p, out);
+      } else {
+        load_elements<Storage, V>(memory, p, live, out);
+      }
+    }
+  }
+  template <class Stream>
+  SK_HD void save_packed(const Stream& stream) {
+    SK_UNROLLED
+    for (int u = 0; u < U; ++u) {
+      if (bits[u] == 0) continue;
+      store_packed<typename Stream::Storage, V>(memory, entry(stream, u), bits[u], stream.raw[u]);
     }
   }
   template <class Stream>
@@ -152,12 +164,19 @@ struct Step {
   template <class Functor>
   SK_HD void finish(const Functor& functor, Thread<Op>& state) {
     if constexpr (!kWhole) return finish_groups(functor, state);
-    if (!functor.enabled()) return;
+    if (!functor.enabled()) {
+      if constexpr (kRestores<Op>) {
+        SK_UNROLLED
+        for (int u = 0; u < U; ++u) write(streams.template at<0>(), u, bits[u]);
+      }
+      return;
+    }
     SK_UNROLLED
     for (int u = 0; u < U; ++u) {
-      if (kMasked && bits[u] == 0) continue;
-      compute(functor, u, bits[u], state);
-      streams.each([&](auto& stream) SK_INLINED { write(stream, u, bits[u]); });
+      const uint32_t live = kRestores<Op> ? F::kAll : bits[u];
+      if (kMasked && live == 0) continue;
+      compute(functor, u, live, state);
+      streams.each([&](auto& stream) SK_INLINED { write(stream, u, live); });
     }
   }
   template <class Functor>
@@ -174,17 +193,34 @@ struct Step {
   SK_HD void finish_group(const Functor& functor, int u, Thread<Op>& state) {
     const uint32_t exist = existing(u);
     if (exist == 0) return;
-    const uint32_t live = functor.enabled() ? exist & masked(u) : 0u;
-    streams.each([&](auto& stream) SK_INLINED { fetch_elements(stream, u, exist, live); });
-    if (live == 0) return;
+    const uint32_t mine = exist & masked(u);
+    const uint32_t live = functor.enabled() ? (kRestores<Op> ? exist : mine) : 0u;
+    streams.each([&](auto& stream) SK_INLINED { fetch_elements(stream, u, exist, mine, live); });
+    if (live == 0) {
+      if constexpr (kRestores<Op>) write(streams.template at<0>(), u, mine);
+      return;
+    }
     compute(functor, u, live, state);
     streams.each([&](auto& stream) SK_INLINED { write(stream, u, live); });
   }
+  // exist: in the tensor; mine: with mask bit 1; live: that take part
   template <class Stream>
-  SK_HD void fetch_elements(Stream& stream, int u, uint32_t exist, uint32_t live) {
+  SK_HD void fetch_elements(Stream& stream, int u, uint32_t exist, uint32_t mine, uint32_t live) {
     using Storage = typename Stream::Storage;
     const char* p = address(block.template data<Stream>(Stream::kIndex), stream, u);
-    if constexpr (Traits<Op>::kBackup && Stream::kIndex == 0) {
+    if constexpr (kRestores<Op> && Stream::kIndex == 0) {
+      Storage saved[V];
+      fetch_saved(stream, u, mine, saved);
+      load_elements<Storage, V>(memory, p, live & ~mine, stream.raw[0]);
+      SK_UNROLLED
+      for (int i = 0; i < V; ++i) {
+        if ((mine >> i) & 1u) stream.raw[0][i] = saved[i];
+      }
+    } else if constexpr (kSaves<Op> && kPacked && Stream::kIndex == 0) {
+      load_elements<Storage, V>(memory, p, mine, stream.raw[0]);
+      if (mine == 0) return;
+      store_packed<Storage, V>(memory, entry(stream, u), mine, stream.raw[0]);
+    } else if constexpr (kSaves<Op> && Stream::kIndex == 0) {
       load_elements<Storage, V>(memory, p, block.saved() ? exist : live, stream.raw[0]);
       if (!block.saved()) return;
       store_elements<Storage, V>(memory, address(block.template backup<Stream>(), stream, u), exist,

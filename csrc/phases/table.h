@@ -29,11 +29,15 @@ struct Outputs {
 // Which 8-byte slots an op keeps per tensor: absent lists cost no room.
 template <class Op, bool kMasked>
 struct Slots {
+  static constexpr bool kPacked = Traits<Op>::kPacked;
+  static constexpr bool kBacked = backup_of<Op>() != sk::Backup::kNone;
   static constexpr int kNumel = 0;
   static constexpr int kData = 1;
   static constexpr int kMask = kData + int(Op::Lists::size);
   static constexpr int kBackup = kMask + kMasked;
-  static constexpr int kUid = kBackup + Traits<Op>::kBackup;
+  static constexpr int kRanks = kBackup + kBacked;
+  static constexpr int kCapacity = kRanks + kPacked;
+  static constexpr int kUid = kCapacity + kPacked;
   static constexpr int kInput = kUid + Traits<Op>::kRandom;
   static constexpr int kInputNumel = kInput + Traits<Op>::kInput;
   static constexpr int kCount = kInputNumel + Traits<Op>::kInput;
@@ -46,7 +50,9 @@ struct Slots {
     table.slots[kNumel][row] = s.numel;
     for (int i = 0; i < int(Op::Lists::size); ++i) put(kData + i, s.data[i]);
     if constexpr (kMasked) put(kMask, s.mask);
-    if constexpr (Traits<Op>::kBackup) put(kBackup, s.backup);
+    if constexpr (kBacked) put(kBackup, s.backup);
+    if constexpr (kPacked) put(kRanks, s.ranks);
+    if constexpr (kPacked) table.slots[kCapacity][row] = s.capacity;
     if constexpr (Traits<Op>::kRandom) table.slots[kUid][row] = s.uid;
     if constexpr (Traits<Op>::kInput) put(kInput, s.input);
     if constexpr (Traits<Op>::kInput) table.slots[kInputNumel][row] = s.input_numel;
@@ -87,6 +93,11 @@ using TableOf = Table<Slots<Op, kMasked>::kCount>;
 inline bool any_masked(const std::vector<Segment>& segments) {
   return std::any_of(segments.begin(), segments.end(),
                      [](const Segment& s) { return s.mask != nullptr; });
+}
+
+inline bool any_packed(const std::vector<Segment>& segments) {
+  return std::any_of(segments.begin(), segments.end(),
+                     [](const Segment& s) { return s.ranks != nullptr; });
 }
 
 // Calls launch(table) for every table of the list that has something to do.
@@ -143,20 +154,30 @@ struct View {
   SK_HD const uint32_t* mask() const {
     return reinterpret_cast<const uint32_t*>(intptr_t(table.slots[S::kMask][row])) + begin / 32;
   }
+  // there is a whole backup to write
   SK_HD bool saved() const {
-    if constexpr (Traits<Op>::kBackup) return table.slots[S::kBackup][row] != 0;
+    if constexpr (kSaves<Op> && !S::kPacked) return table.slots[S::kBackup][row] != 0;
     return false;
   }
   template <class Stream>
   SK_HD char* backup() const {
     return at<typename Stream::Storage>(table.slots[S::kBackup][row]);
   }
+  // a packed backup: the tensor of all entries, and the rank of the block's first one
+  SK_HD char* entries() const {
+    return reinterpret_cast<char*>(intptr_t(table.slots[S::kBackup][row]));
+  }
+  SK_HD int64_t capacity() const { return table.slots[S::kCapacity][row]; }
+  SK_HD const int64_t* rank() const {
+    return reinterpret_cast<const int64_t*>(intptr_t(table.slots[S::kRanks][row])) +
+           begin / kRankTile;
+  }
   SK_HD const char* input() const {  // of the whole tensor
     return reinterpret_cast<const char*>(intptr_t(table.slots[S::kInput][row]));
   }
   SK_HD int64_t input_numel() const { return table.slots[S::kInputNumel][row]; }
 
-  // every stream, and the backup, can be accessed in groups of V elements
+  // every stream, and a whole backup, can be accessed in groups of V elements
   template <int V>
   SK_HD bool aligned() const {
     return aligned_streams<V>(typename Op::Lists{});
@@ -172,9 +193,10 @@ struct View {
     int i = 0;
     bool all = true;
     (require<V * sizeof(typename Ss::Storage)>(data<Ss>(i++), all), ...);
-    if constexpr (Traits<Op>::kBackup) {
+    if constexpr (S::kBacked && !S::kPacked) {
       using Saved = typename Op::Lists::template At<0>;
-      if (saved()) require<V * sizeof(typename Saved::Storage)>(backup<Saved>(), all);
+      if (kRestores<Op> || saved())
+        require<V * sizeof(typename Saved::Storage)>(backup<Saved>(), all);
     }
     return all;
   }

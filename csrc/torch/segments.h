@@ -10,10 +10,12 @@
 
 namespace sk {
 
-// Absent (empty) lists are left out, so the streams of an op are its present lists in order.
+// Absent (empty) lists are left out, so the streams of an op are its present lists in order. With
+// ranks, backup is the one packed tensor of all.
 inline std::vector<Segment> make_segments(std::initializer_list<const TensorList*> lists,
                                           const TensorList& masks, const TensorList& backup,
-                                          const std::vector<int64_t>* uids = nullptr) {
+                                          const std::vector<int64_t>* uids = nullptr,
+                                          const TensorList& ranks = {}) {
   const TensorList& lead = **lists.begin();
   std::vector<Segment> segments(lead.size());
   for (size_t i = 0; i < lead.size(); ++i) {
@@ -24,10 +26,27 @@ inline std::vector<Segment> make_segments(std::initializer_list<const TensorList
       if (!list->empty()) s.data[stream++] = (*list)[i].data_ptr();
     }
     if (!masks.empty()) s.mask = static_cast<const uint32_t*>(masks[i].data_ptr());
-    if (!backup.empty()) s.backup = backup[i].data_ptr();
+    if (!ranks.empty()) {
+      s.backup = backup[0].data_ptr();
+      s.capacity = backup[0].numel();
+      s.ranks = static_cast<const int64_t*>(ranks[i].data_ptr());
+    } else if (!backup.empty()) {
+      s.backup = backup[i].data_ptr();
+    }
     if (uids) s.uid = uint32_t((*uids)[i]);
   }
   return segments;
+}
+
+// On the CPU, where the ranks can be read: the packed tensor has room for the ones of every mask.
+inline void check_capacity(const char* op, const std::vector<Segment>& segments) {
+  for (const Segment& s : segments) {
+    if (!s.ranks || s.numel == 0) continue;
+    const int64_t tile = (s.numel - 1) / kRankTile;
+    const int64_t ones = count_ones(s.mask + tile * kRankTile / 32, s.numel - tile * kRankTile);
+    STD_TORCH_CHECK(s.ranks[0] >= 0 && places_exist(s.ranks[tile], ones, s.capacity), op,
+                    ": the packed backup has ", s.capacity, " entries, too few for its ranks");
+  }
 }
 
 template <class T>

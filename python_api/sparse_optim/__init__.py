@@ -3,6 +3,7 @@
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, bregman_param_groups
 from .flops import SparseFlops, bregman_cost_ratio
+from .implicit import ImplicitMask
 from .masks import (
     BitMask,
     DynamicMask,
@@ -16,26 +17,49 @@ from .masks import (
 )
 from .sam import SAM, SSAM
 from .sparse_init import sparse_init_
+from .sparse_training import (
+    DSR,
+    MEST,
+    SET,
+    SNIP,
+    GraSP,
+    LotteryTicket,
+    RigL,
+    SparseTraining,
+    class_balanced,
+    layer_counts,
+)
 from .zeroth_order import ZOSAM, MeZO
 
 __all__ = [
+    "DSR",
+    "MEST",
     "SAM",
+    "SET",
+    "SNIP",
     "SSAM",
     "ZOSAM",
     "AdaBreg",
     "BitMask",
     "DynamicMask",
     "FisherMask",
+    "GraSP",
+    "ImplicitMask",
     "LinBreg",
+    "LotteryTicket",
     "MagnitudeMask",
     "MaskPolicy",
     "MeZO",
     "Pattern",
     "Phase",
     "RandomMask",
+    "RigL",
     "SparseFlops",
+    "SparseTraining",
     "bregman_cost_ratio",
     "bregman_param_groups",
+    "class_balanced",
+    "layer_counts",
     "live_count",
     "select_top",
     "sparse_init_",

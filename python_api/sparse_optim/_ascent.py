@@ -135,20 +135,18 @@ class Ascent(PerturbingOptimizer):
                 self._moved.append(part)
 
     def _suppressed(self, params: list[Tensor]) -> Tensor | None:
-        """Whether a gradient is not finite, on the device; None: not looked for."""
-        skip = None if self._norm is None else ~self._norm.isfinite()
+        """0 where every gradient is finite, else not, on the device; None: not looked for."""
+        skip = None if self._norm is None else self._norm * 0.0  # NaN for infinity and NaN
         # a scaler has looked at the gradients of the second pass already
         if self.check_gradients and getattr(self, "found_inf", None) is None and params:
             words = self._weights.words(params)
-            norm = grad_norm([p.grad for p in params], words, backend=self.backend)  # type: ignore[misc]
-            second = ~norm.isfinite()
-            skip = second if skip is None else skip | second.to(skip.device)
+            norm = grad_norm([p.grad for p in params], words, backend=self.backend) * 0.0  # type: ignore[misc]
+            skip = norm if skip is None else skip + norm.to(skip.device)
         if skip is not None and self.shard_group is not None:
-            anywhere = skip.to(torch.float32)
+            skip = (skip != 0).to(torch.float32)
             torch.distributed.all_reduce(
-                anywhere, torch.distributed.ReduceOp.MAX, group=self.shard_group
+                skip, torch.distributed.ReduceOp.MAX, group=self.shard_group
             )
-            skip = anywhere > 0
         return skip
 
     def __getstate__(self) -> dict[str, Any]:

@@ -158,26 +158,27 @@ class PerturbingOptimizer(WrappingOptimizer):
     def _apply_base(self, skip: Tensor | None = None) -> None:
         """Restore and update with the gradients; one pass where the base step can be fused.
 
-        ``skip``, or the scaler's overflow flag, leaves only the restore. It is obeyed on the device
-        where that is possible; otherwise one bool comes to the host, as in GradScaler.
+        ``skip``, where it is not 0, or the scaler's overflow flag leaves only the restore. It is
+        obeyed on the device where that is possible; otherwise one bool comes to the host, as in
+        GradScaler.
         """
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         base = self.base_optimizer
         self._opt_called = base._opt_called = True  # type: ignore[attr-defined]  # for schedulers
         if found is not None:
-            overflow = found.reshape(()) > 0
-            skip = overflow if skip is None else skip | overflow.to(skip.device)
+            overflow = found.reshape(())
+            skip = overflow if skip is None else skip + overflow.to(skip.device)
         group_of = {p: g for g in self.param_groups for p in g["params"]}
         moved = {p for part in self._moved for p in part.params}
         rest = [p for p in group_of if p.grad is not None and p not in moved]
         fusing = FusedBase(base, self.backend)
         fused = bool(moved) and fusing.accepts(self._moved, group_of)
         if skip is not None:
-            self._skipped += skip.to(self._skipped.device)
+            self._skipped += (skip != 0).to(self._skipped.device)
             on_device = not fused or fusing.gates_on_device(self._moved, group_of)
             on_device &= (fused and not rest) or self._base_gates_on_device()
             if skip.device.type == "cpu" or not on_device:
-                if bool(skip):
+                if bool(skip != 0):
                     self._put_back()
                     return
                 skip = None
@@ -185,9 +186,8 @@ class PerturbingOptimizer(WrappingOptimizer):
             self._put_back()
             self._base_step(skip, scale)
         else:
-            gate = None if skip is None else skip.to(torch.float32)
             inverse = None if scale is None else scale.double().reciprocal().float()
-            fusing.step(self._moved, group_of, gate, inverse)
+            fusing.step(self._moved, group_of, skip, inverse)
             self._moved = []
             self._put_back()  # the guarded buffers
             if rest:
@@ -218,7 +218,8 @@ class PerturbingOptimizer(WrappingOptimizer):
                         g.mul_(inverse.to(g.device))
             base.step()
             return
-        base.grad_scale, base.found_inf = scale, skip.to(torch.float32)  # type: ignore[attr-defined]
+        found = (skip != 0).to(torch.float32)
+        base.grad_scale, base.found_inf = scale, found  # type: ignore[attr-defined]
         try:
             base.step()
         finally:

@@ -17,13 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference._common import CHUNK_SIZE, LANES
+from ..reference._common import CHUNK_SIZE, LANES, RANK_TILE
 
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 CHUNK: tl.constexpr = tl.constexpr(CHUNK_SIZE)  # elements per chunk of a sum
 ROW: tl.constexpr = tl.constexpr(LANES)  # lanes of a chunk's sum, and elements added at a time
-TILE = 8192  # elements per program of an elementwise kernel; enough programs for a medium tensor
+# elements per program of an elementwise kernel: enough programs for a medium tensor, and one entry
+# of a table of ranks, so that a program finds its part of a packed backup by itself
+TILE = RANK_TILE
 ADDENDS: tl.constexpr = tl.constexpr(32)  # partial sums in flight while they are added in order
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -189,6 +191,14 @@ def whole_blocks(count, aligned, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def widen(x):
+    """A parameter dtype to float32."""
+    if INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's own conversion drops denormals
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
 def narrow(x, TYPE: tl.constexpr):
     """float32 to a parameter dtype, rounded to nearest even."""
     if INTERPRETED and tl.bfloat16 == TYPE:  # the interpreter's own conversion truncates
@@ -201,9 +211,24 @@ def narrow(x, TYPE: tl.constexpr):
 
 @triton.jit
 def mask_bits(words_ptr, offsets, inside):
-    """Bool per element from packed words; bit i of word w is element 32 w + i."""
-    words = tl.load(words_ptr + (offsets >> 5), mask=inside, other=0)
+    """Bool per element from packed words; bit i of word w is element 32 w + i.
+
+    ``inside`` is None where every offset is within the tensor.
+    """
+    if inside is None:
+        words = tl.load(words_ptr + (offsets >> 5))
+    else:
+        words = tl.load(words_ptr + (offsets >> 5), mask=inside, other=0)
     return ((words >> (offsets & 31)) & 1) != 0
+
+
+@triton.jit
+def pack_bits(flags):
+    """int32 words [n / 32] from bools [n], the inverse of ``mask_bits``."""
+    bits = tl.arange(0, 32)
+    rows = tl.reshape(flags.to(tl.int32), (flags.shape[0] // 32, 32))
+    # the bits of a word do not overlap, so their sum is their union
+    return tl.sum(rows << bits[None, :], axis=1)
 
 
 @triton.jit

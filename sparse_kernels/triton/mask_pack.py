@@ -8,24 +8,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import TILE, address_table, launch, locate, make_plan, pointer_to
+from ._launch import TILE, address_table, launch, locate, make_plan, pack_bits, pointer_to
 
 
 @triton.jit
 def _mask_pack_kernel(
-    masks_ptr, words_ptr, rows_ptr, numels_ptr, SIZE: tl.constexpr, WORDS: tl.constexpr
+    masks_ptr, words_ptr, rows_ptr, numels_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
     mask_ptr = pointer_to(masks_ptr, tensor, first, tl.uint8)
     word_ptr = pointer_to(words_ptr, tensor, first // 32, tl.int32)
-    lanes = tl.arange(0, WORDS)
-    bits = tl.arange(0, 32)
-    for word in range(0, (count + 31) // 32, WORDS):
-        offsets = (word + lanes)[:, None] * 32 + bits[None, :]
-        flags = tl.load(mask_ptr + offsets, mask=offsets < count, other=0)
-        # the bits of a word do not overlap, so their sum is their union
-        packed = tl.sum((flags != 0).to(tl.int32) << bits[None, :], axis=1)
-        tl.store(word_ptr + word + lanes, packed, mask=(word + lanes) * 32 < count)
+    lanes, words = tl.arange(0, BLOCK), tl.arange(0, BLOCK // 32)
+    for block in range(0, count, BLOCK):
+        flags = tl.load(mask_ptr + block + lanes, mask=block + lanes < count, other=0)
+        here = block + 32 * words < count
+        tl.store(word_ptr + block // 32 + words, pack_bits(flags != 0), mask=here)
 
 
 @triton.jit
@@ -49,7 +46,7 @@ def mask_pack_triton(masks: list[Tensor], words: list[Tensor]) -> None:
     if plan.programs:
         launch(
             _mask_pack_kernel, (plan.programs,), masks[0].device, address_table(masks),
-            address_table(words), plan.rows, plan.numels, SIZE=TILE, WORDS=64, num_warps=4,
+            address_table(words), plan.rows, plan.numels, SIZE=TILE, BLOCK=2048, num_warps=4,
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._backup import backup_of, packed_size, places_of
 from ._launch import (
     TILE,
     address_table,
@@ -24,24 +25,27 @@ from ._launch import (
     pointer_to,
     storage_type,
     whole_blocks,
+    widen,
 )
 
 
 @triton.jit
 def _perturbed(w, g, scale, eta, ADAPTIVE: tl.constexpr):
-    w32, g32 = w.to(tl.float32), g.to(tl.float32)
+    w32, g32 = widen(w), widen(g)
     if ADAPTIVE:
         t = tl.abs(w32) + eta
         g32 = (t * t) * g32
     return narrow(w32 + scale * g32, w.dtype)
 
 
-@triton.jit(do_not_specialize=["norm_ptr", "rho", "eta", "eps"])
+@triton.jit(do_not_specialize=["packed", "norm_ptr", "rho", "eta", "eps"])
 def _masked_perturb_kernel(
     params_ptr,
     grads_ptr,
     masks_ptr,
     backup_ptr,
+    ranks_ptr,
+    packed,
     rows_ptr,
     numels_ptr,
     norm_ptr,
@@ -51,6 +55,7 @@ def _masked_perturb_kernel(
     TYPE: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_BACKUP: tl.constexpr,
+    PACKED: tl.constexpr,
     ADAPTIVE: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -63,11 +68,13 @@ def _masked_perturb_kernel(
     written = tl.where(finite, count, 0)
     param_ptr = pointer_to(params_ptr, tensor, first, TYPE)
     grad_ptr = pointer_to(grads_ptr, tensor, first, TYPE)
-    saved_ptr = param_ptr
+    saved_ptr, left = param_ptr, 0
     if HAS_BACKUP:
-        saved_ptr = pointer_to(backup_ptr, tensor, first, TYPE)
+        saved_ptr, left = backup_of(
+            backup_ptr, ranks_ptr, packed, tensor, first, SIZE, TYPE, PACKED
+        )
     lanes = tl.arange(0, BLOCK)
-    done = 0
+    done, before = 0, 0
     if not HAS_MASK:
         aligned = is_aligned(param_ptr) & is_aligned(grad_ptr) & is_aligned(saved_ptr)
         done = whole_blocks(count, aligned, BLOCK)
@@ -83,15 +90,19 @@ def _masked_perturb_kernel(
     for block in range(done, count, BLOCK):
         offsets = block + lanes
         inside = offsets < count
-        keep = offsets < written
+        held = inside
         if HAS_MASK:
             words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
-            keep = mask_bits(words_ptr, offsets, keep)
+            held = mask_bits(words_ptr, offsets, inside)
+        keep = held & (offsets < written)
+        if not PACKED:
+            held = inside  # a whole copy, of entries that keep their value too
         # what takes no part is not loaded: at low density whole sectors stay untouched
-        w = tl.load(param_ptr + offsets, mask=inside if HAS_BACKUP else keep, other=0.0)
+        w = tl.load(param_ptr + offsets, mask=held if HAS_BACKUP else keep, other=0.0)
         g = tl.load(grad_ptr + offsets, mask=keep, other=0.0)
         if HAS_BACKUP:
-            tl.store(saved_ptr + offsets, w, mask=inside)
+            places, held, before = places_of(offsets, held, before, left, PACKED)
+            tl.store(saved_ptr + places, w, mask=held)
         tl.store(param_ptr + offsets, _perturbed(w, g, scale, eta, ADAPTIVE), mask=keep)
 
 
@@ -114,7 +125,9 @@ def masked_perturb_triton(
     launch(
         _masked_perturb_kernel, (plan.programs,), params[0].device,
         address_table(params), address_table(grads), address_table(masks), address_table(backup),
-        plan.rows, plan.numels, norm, f32(rho), f32(eta), f32(eps),
+        address_table(ranks), packed_size(backup, ranks), plan.rows, plan.numels,
+        norm, f32(rho), f32(eta), f32(eps),
         TYPE=storage_type(params[0].dtype), HAS_MASK=bool(masks), HAS_BACKUP=bool(backup),
-        ADAPTIVE=adaptive, SIZE=TILE, BLOCK=2048, num_warps=8,
+        PACKED=bool(ranks), ADAPTIVE=adaptive, SIZE=TILE, BLOCK=1024 if ranks else 2048,
+        num_warps=8,
     )  # fmt: skip

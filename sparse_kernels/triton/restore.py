@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._backup import backup_of, bits_type, packed_size, places_of
 from ._launch import (
     TILE,
     address_table,
@@ -17,28 +18,30 @@ from ._launch import (
     make_plan,
     mask_bits,
     pointer_to,
-    storage_type,
     whole_blocks,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["packed"])
 def _restore_kernel(
     params_ptr,
-    backup_ptr,
     masks_ptr,
+    backup_ptr,
+    ranks_ptr,
+    packed,
     rows_ptr,
     numels_ptr,
-    TYPE: tl.constexpr,
+    BITS: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    PACKED: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
-    param_ptr = pointer_to(params_ptr, tensor, first, TYPE)
-    saved_ptr = pointer_to(backup_ptr, tensor, first, TYPE)
+    param_ptr = pointer_to(params_ptr, tensor, first, BITS)
+    saved_ptr, left = backup_of(backup_ptr, ranks_ptr, packed, tensor, first, SIZE, BITS, PACKED)
     lanes = tl.arange(0, BLOCK)
-    done = 0
+    done, before = 0, 0
     if not HAS_MASK:
         done = whole_blocks(count, is_aligned(param_ptr) & is_aligned(saved_ptr), BLOCK)
         for block in range(0, done, BLOCK):
@@ -51,7 +54,8 @@ def _restore_kernel(
         if HAS_MASK:
             words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
             keep = mask_bits(words_ptr, offsets, keep)
-        saved = tl.load(saved_ptr + offsets, mask=keep, other=0)
+        places, keep, before = places_of(offsets, keep, before, left, PACKED)
+        saved = tl.load(saved_ptr + places, mask=keep, other=0)
         tl.store(param_ptr + offsets, saved, mask=keep)
 
 
@@ -62,10 +66,10 @@ def restore_triton(
     plan = make_plan(params, TILE)
     if plan.programs == 0:
         return
-    wide = storage_type(params[0].dtype) == tl.float32
     launch(
         _restore_kernel, (plan.programs,), params[0].device,
-        address_table(params), address_table(backup), address_table(masks), plan.rows, plan.numels,
-        TYPE=tl.int32 if wide else tl.int16, HAS_MASK=bool(masks), SIZE=TILE, BLOCK=2048,
+        address_table(params), address_table(masks), address_table(backup), address_table(ranks),
+        packed_size(backup, ranks), plan.rows, plan.numels, BITS=bits_type(params[0].dtype),
+        HAS_MASK=bool(masks), PACKED=bool(ranks), SIZE=TILE, BLOCK=1024 if ranks else 2048,
         num_warps=8,
     )  # fmt: skip

@@ -178,22 +178,6 @@ def test_mask_pack_and_unpack(sizes):
     assert all(torch.equal(a, b) for a, b in zip(back, bools, strict=True))
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Names of the kernels launched during the test."""
-    from sparse_kernels.triton import bregman_step, mask_pack, masked_perturb, norm, zo_combine
-
-    names, launch = [], _launch.launch
-
-    def record(kernel, *args, **meta):
-        names.append(kernel.fn.__name__)
-        launch(kernel, *args, **meta)
-
-    for module in (_launch, bregman_step, mask_pack, masked_perturb, norm, zo_combine):
-        monkeypatch.setattr(module, "launch", record)
-    return names
-
-
 def test_600_tiny_tensors_take_one_launch(launches):
     sizes = [i % 6 for i in range(600)]
     # the interpreter takes 10 ms a program: the longer kernels get a list that is mostly empty

@@ -11,12 +11,7 @@ compared with that of a probe kernel that divides and takes roots as often and d
 
 from __future__ import annotations
 
-import collections
-import functools
 import os
-import pathlib
-import re
-import subprocess
 
 import pytest
 import torch
@@ -27,12 +22,23 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import create_function_from_signature
+from triton_code import (
+    CUOBJDUMP,
+    B,
+    Code,
+    F,
+    H,
+    captured,
+    compile_call,
+    divide_and_root_kernel,
+    keys,
+    probe,
+    tiles,
+    words,
+    x,
+)
 
 from sparse_kernels.triton import (
-    _launch,
     bregman_step,
     mask_pack,
     masked_perturb,
@@ -41,11 +47,9 @@ from sparse_kernels.triton import (
     zo_combine,
 )
 
-CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 if not CUOBJDUMP.exists():
     pytest.skip("this Triton comes without cuobjdump", allow_module_level=True)
 
-MODULES = (_launch, bregman_step, mask_pack, masked_perturb, norm, restore, zo_combine)
 KEY, COEF = torch.tensor(1), torch.tensor([0.5])
 
 
@@ -53,21 +57,16 @@ def stream(distribution, q=1):
     return KEY, None, 0, [0], distribution, 10
 
 
-def x(dtype=torch.float32):
-    return [torch.zeros(64, dtype=dtype)]
-
-
-def words():
-    return [torch.zeros(2, dtype=torch.int32)]
-
-
 def run_norm(d, masks=(), weights=()):
     norm.grad_norm_triton(x(d), list(masks), list(weights), 0.1, False)
 
 
-def run_perturb(d, masks=(), backup=(), adaptive=False, norm=1.0, rho=0.1, eta=0.1, eps=0.1):
+def run_perturb(
+    d, masks=(), backup=(), adaptive=False, norm=1.0, rho=0.1, eta=0.1, eps=0.1, ranks=()
+):
+    lists = list(masks), list(backup), list(ranks)
     masked_perturb.masked_perturb_triton(
-        x(d), x(d), torch.tensor(norm), rho, list(masks), list(backup), adaptive, eta, eps
+        x(d), x(d), torch.tensor(norm), rho, *lists, adaptive, eta, eps
     )
 
 
@@ -104,11 +103,10 @@ def run_gram(kind):
     zo_combine.zo_gram_triton(x(), 2, *stream(kind), words())
 
 
-def run_restore(d, masks=()):
-    restore.restore_triton(x(d), x(d), list(masks))
+def run_restore(d, masks=(), ranks=()):
+    restore.restore_triton(x(d), list(masks), x(d), list(ranks))
 
 
-F, B, H = torch.float32, torch.bfloat16, torch.float16
 CASES = {
     "norm": lambda: run_norm(F),
     "norm bf16": lambda: run_norm(B),
@@ -120,9 +118,13 @@ CASES = {
     "perturb backup fp16": lambda: run_perturb(H, backup=x(H)),
     "perturb adaptive": lambda: run_perturb(F, backup=x(), adaptive=True),
     "perturb masked": lambda: run_perturb(F, words(), x()),
+    "perturb packed": lambda: run_perturb(F, words(), x(), True, ranks=tiles()),
+    "perturb packed bf16": lambda: run_perturb(B, words(), x(B), ranks=tiles()),
     "restore": lambda: run_restore(F),
     "restore bf16": lambda: run_restore(B),
     "restore masked": lambda: run_restore(F, words()),
+    "restore packed": lambda: run_restore(F, words(), tiles()),
+    "restore packed bf16": lambda: run_restore(B, words(), tiles()),
     "pack": lambda: mask_pack.mask_pack_triton(x(torch.bool), words()),
     "unpack": lambda: mask_pack.mask_unpack_triton(words(), x(torch.bool)),
     "normal": lambda: run_combine(F, "normal"),
@@ -152,8 +154,9 @@ CASES = {
     "adabreg active": lambda: run_adabreg(F, active=words()),
     "adabreg counts": lambda: run_adabreg(F, counts=True),
 }
-# more than 64 registers: an extra stream of counts and two gathered tables; at 64 it would spill
-REGISTERS = {"adabreg counts": 96}
+# more than 64 registers, where fewer would spill: an extra stream of counts and two gathered
+# tables; the places in a packed backup
+REGISTERS = {"adabreg counts": 96, "perturb packed": 72, "perturb packed bf16": 72}
 # whole blocks of aligned float32 tensors go by 16-byte loads and stores
 VECTORISED = (
     "perturb", "perturb backup", "perturb adaptive", "restore", "restore bf16",
@@ -161,78 +164,6 @@ VECTORISED = (
     "signs full", "signs bf16", "signs sumsq", "linbreg", "linbreg no dual", "linbreg momentum",
     "adabreg", "adabreg counts",
 )  # fmt: skip
-
-
-def captured(run):
-    """(kernel, arguments, options) of each launch of ``run()``; nothing is launched."""
-    calls, originals = [], [(m, m.launch) for m in MODULES]
-    for module, _ in originals:
-        module.launch = lambda kernel, grid, device, *args, **meta: calls.append(
-            (kernel, args, meta)
-        )
-    try:
-        run()
-    finally:
-        for module, launch in originals:
-            module.launch = launch
-    return calls
-
-
-def specialised(call, capability, **options):
-    """What the JIT derives from a call: (source, options, key of the compilation)."""
-    kernel, args, meta = call
-    backend = make_backend(GPUTarget("cuda", capability, 32))
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    meta = {**meta, "enable_fp_fusion": False, **options}
-    bound, special, extra = bind(*args, **meta)
-    parsed, signature, constants, attributes = kernel._pack_args(
-        backend, meta, bound, special, extra
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
-    return source, parsed.__dict__, (str(special), str(extra))
-
-
-def compile_call(call, capability, **options):
-    source, parsed, _ = specialised(call, capability, **options)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=parsed)
-
-
-class Code:
-    """A compiled kernel: PTX, counts of machine instructions, registers and stack bytes."""
-
-    def __init__(self, compiled, path):
-        self.ptx = compiled.asm["ptx"]
-        path.write_bytes(compiled.asm["cubin"])
-        usage, sass = (
-            subprocess.run(
-                [CUOBJDUMP, flag, path], capture_output=True, text=True, check=True
-            ).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-        self.registers = int(re.search(r"REG:(\d+)", usage)[1])
-        self.stack = int(re.search(r"STACK:(\d+)", usage)[1])
-        instruction = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)"
-        self.counts = collections.Counter(re.findall(instruction, sass, re.MULTILINE))
-
-    def count(self, prefix):
-        return sum(n for name, n in self.counts.items() if name.startswith(prefix))
-
-
-@pytest.fixture(scope="module", params=[80, 90], ids=["sm_80", "sm_90"])
-def capability(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def code_of(capability, tmp_path_factory):
-    """Machine code of a case's first launch, compiled once per architecture."""
-    path = tmp_path_factory.mktemp("cubin") / "kernel.cubin"
-
-    @functools.cache
-    def get(case):
-        return Code(compile_call(captured(CASES[case])[0], capability), path)
-
-    return get
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -276,19 +207,10 @@ def _divide_kernel(x_ptr, a, b):
     tl.store(x_ptr, tl.math.div_rn(a, tl.load(x_ptr) + b))
 
 
-@triton.jit
-def _divide_and_root_kernel(x_ptr, a, b, N: tl.constexpr):
-    lanes = tl.arange(0, N)
-    u, v = tl.load(x_ptr + lanes), tl.load(x_ptr + N + lanes)
-    root = tl.math.div_rn(tl.math.sqrt_rn(u), b) + a
-    tl.store(x_ptr + lanes, tl.math.div_rn(v, root))
+PERTURBED = ("perturb", "perturb adaptive", "perturb masked", "perturb packed")
 
 
-def probe(kernel, capability, path, *args, **meta):
-    return Code(compile_call((kernel, args, meta), capability), path)
-
-
-@pytest.mark.parametrize("case", ["perturb", "perturb adaptive", "perturb masked"])
+@pytest.mark.parametrize("case", PERTURBED)
 def test_the_only_fma_of_perturb_is_one_division(code_of, case, capability, tmp_path):
     """rho / (norm + eps), once per program; see the module's docstring."""
     one = probe(_divide_kernel, capability, tmp_path / "probe", torch.zeros(1), 0.1, 0.2)
@@ -301,7 +223,7 @@ def test_the_only_fma_of_adabreg_are_divisions_and_roots(code_of, case, capabili
     """Two divisions and a root an element; 4 elements a thread, in each of up to two loops."""
     lanes = 128 * (4 if case == "adabreg active" else 8)  # the active form has one loop
     alone = probe(
-        _divide_and_root_kernel, capability, tmp_path / "probe", torch.zeros(2 * lanes), 0.1, 0.2,
+        divide_and_root_kernel, capability, tmp_path / "probe", torch.zeros(2 * lanes), 0.1, 0.2,
         N=lanes, num_warps=4,
     )  # fmt: skip
     assert "fma." not in code_of(case).ptx
@@ -333,10 +255,6 @@ def test_sum_of_partials_adds_and_roots_in_float64(capability, tmp_path):
     assert code.registers <= 64
 
 
-def keys(run):
-    return {specialised(call, 90)[2] for call in captured(run)}
-
-
 def test_one_compilation_over_changing_scalars():
     """Nothing that the JIT keys its compilations by depends on a hyper-parameter, seed or step."""
     scalars = (0.0, 1.0, 0.1, 16.0, 1e-30, 3e38)
@@ -362,6 +280,6 @@ def test_alignment_of_small_tensors_does_not_recompile():
     aligned = keys(lambda: run_perturb(F))
 
     def run():
-        masked_perturb.masked_perturb_triton(x(), x(), shifted, 0.1, [], [], False, 0.1, 0.1)
+        masked_perturb.masked_perturb_triton(x(), x(), shifted, 0.1, [], [], [], False, 0.1, 0.1)
 
     assert keys(run) == aligned

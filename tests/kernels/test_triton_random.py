@@ -27,6 +27,7 @@ from triton_cases import (
     each_list,
     make,
     make_masks,
+    needs_fma,
 )
 
 import sparse_kernels as sk
@@ -71,16 +72,6 @@ def ulps(ours, theirs):
     return (ours.double() - theirs.double()).abs() * 2.0 ** (24 - exponent)
 
 
-def fused_interpreter():
-    """Whether tl.fma rounds once under the interpreter (since Triton 3.9); devices always do."""
-    from triton._C.libtriton import interpreter
-
-    return hasattr(interpreter, "fma_fp32")
-
-
-needs_fma = pytest.mark.skipif(
-    not fused_interpreter(), reason="this Triton's interpreter rounds tl.fma twice"
-)
 VECTORS = [  # Random123 tests/kat_vectors
     (10, [0] * 4, 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     (10, [0xFFFFFFFF] * 4, 2**64 - 1, "408f276d 41c83b0e a20bc7c6 6d5451fd"),

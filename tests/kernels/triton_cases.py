@@ -7,7 +7,28 @@ import torch
 
 import sparse_kernels as sk
 from sparse_kernels.reference._common import CHUNK_SIZE
+from sparse_kernels.testing import plant_special_values
+from sparse_kernels.triton import (
+    _launch,
+    bregman_step,
+    mask_apply,
+    mask_count,
+    mask_nm,
+    mask_pack,
+    mask_topk,
+    masked_perturb,
+    norm,
+    restore,
+    restore_adamw,
+    restore_sgd,
+    zo_combine,
+)
 
+#: what launches kernels
+MODULES = (
+    _launch, bregman_step, mask_apply, mask_count, mask_nm, mask_pack, mask_topk, masked_perturb,
+    norm, restore, restore_adamw, restore_sgd, zo_combine,
+)  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TILE = 8192  # elements per program of an elementwise kernel; a test compares it with the package's
 SIZES = {
@@ -34,6 +55,38 @@ def make_masks(sizes, density=0.5, seed=99):
     return sk.pack_mask(bools, backend="reference")
 
 
+def fused_interpreter():
+    """Whether tl.fma rounds once under the interpreter (since Triton 3.9); devices always do."""
+    from triton._C.libtriton import interpreter
+
+    return hasattr(interpreter, "fma_fp32")
+
+
+needs_fma = pytest.mark.skipif(
+    not fused_interpreter(), reason="this Triton's interpreter rounds tl.fma twice"
+)
+
+
+def bits(tensors):
+    """The bits of a list as integers, so that NaN payloads are compared too."""
+    return [t.view(torch.int32 if t.element_size() == 4 else torch.int16) for t in tensors]
+
+
+def special(sizes, dtype, seed):
+    """Normal numbers, among them infinities, NaNs with payloads, both zeros and denormals."""
+    tensors = make(sizes, dtype, seed)
+    plant_special_values(tensors, stride=7, start=2)
+    return tensors
+
+
+def ones_of(masks):
+    return int(sum(c.sum() for c in sk.count_ones(masks, backend="reference")))
+
+
+def flags_of(masks, tensors):
+    return sk.unpack_mask(masks, [t.shape for t in tensors], backend="reference")
+
+
 def copies(tensors):
     return None if tensors is None else [t.clone() for t in tensors]
 
@@ -51,9 +104,14 @@ def assert_same_bits(ours, theirs, label=""):
 
 
 def compare(run):
-    """``run(backend)`` gives a dict of tensors and lists; equal bits on triton and reference."""
+    """``run(backend)`` gives a dict of tensors and lists; equal bits on triton and reference.
+
+    Returns:
+        What it gave on triton.
+    """
     ours, theirs = run("triton"), run("reference")
     for name, value in theirs.items():
         pairs = zip(ours[name], value, strict=True) if isinstance(value, list) else None
         for i, (a, b) in enumerate(pairs or [(ours[name], value)]):
             assert_same_bits(a, b, f"{name}[{i}]" if pairs else name)
+    return ours

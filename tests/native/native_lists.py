@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparse_kernels.reference._common import keep_bits
+
 CHUNK = 65536
 GUARD = 64  # elements before and after a tensor that nothing may touch
 
@@ -95,14 +97,27 @@ def clones(tensors: list[Tensor]) -> list[Tensor]:
     return [t.clone() for t in tensors]
 
 
-def run_of(core, sizes, lists, *, masks=(), backup=(), uids=(), **run):
-    """A harness run over parallel lists of tensors."""
+def ranks_of(masks: Sequence[Tensor], sizes: Sequence[int]) -> tuple[list[Tensor], int]:
+    """Ranks of the tiles of 8,192 entries of every mask, and the number of ones of all."""
+    ranks, before = [], 0
+    for words, n in zip(masks, sizes, strict=True):
+        ones = keep_bits(words, n).long()
+        tiles = torch.nn.functional.pad(ones, (0, -n % 8192)).reshape(-1, 8192).sum(1)
+        ranks.append(before + tiles.cumsum(0) - tiles)
+        before += int(ones.sum())
+    return ranks, before
+
+
+def run_of(core, sizes, lists, *, masks=(), backup=(), ranks=(), uids=(), **run):
+    """A harness run over parallel lists of tensors; with ranks, backup is the packed tensor."""
     segments = [
         core.Segment(
             n,
             [tensors[i].data_ptr() for tensors in lists],
             mask=masks[i].data_ptr() if masks else 0,
-            backup=backup[i].data_ptr() if backup else 0,
+            backup=backup[0 if ranks else i].data_ptr() if backup else 0,
+            ranks=ranks[i].data_ptr() if ranks else 0,
+            capacity=backup[0].numel() if ranks else 0,
             uid=uids[i] if uids else 0,
         )
         for i, n in enumerate(sizes)

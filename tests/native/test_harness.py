@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import torch
-from native_lists import SIZES, Lists, assert_same, chunks_of, clones, run_of
+from native_lists import CHUNK, SIZES, Lists, assert_same, chunks_of, clones, ranks_of, run_of
 
 from sparse_kernels import reference
 
@@ -20,27 +20,39 @@ layouts = pytest.mark.parametrize(("name", "shift"), LAYOUTS)
 filled = pytest.mark.parametrize(("name", "shift"), [x for x in LAYOUTS if SIZES[x[0]]])
 storage = pytest.mark.parametrize("kind", DTYPE)
 masking = pytest.mark.parametrize("masked", [False, True])
+forms = pytest.mark.parametrize("kept", ["whole", "masked", "packed"])
+
+
+def backup_of(lists, kept, kind):
+    """masks, backup and ranks of one of the forms in ``forms``."""
+    masks = lists.masks() if kept != "whole" else []
+    if kept != "packed":
+        return masks, lists.normal(DTYPE[kind]), []
+    ranks, ones = ranks_of(masks, lists.sizes)
+    values = torch.randn(ones, generator=lists.generator).to(DTYPE[kind])
+    return masks, [lists.place(values)], ranks
 
 
 @layouts
 @storage
-@masking
-def test_masked_perturb(core, name, shift, kind, masked):
+@forms
+def test_masked_perturb(core, name, shift, kind, kept):
     lists = Lists(SIZES[name], shift)
     params, grads = lists.normal(DTYPE[kind]), lists.normal(DTYPE[kind])
-    backup = lists.normal(DTYPE[kind])
-    masks = lists.masks() if masked else []
+    masks, backup, ranks = backup_of(lists, kept, kind)
     for adaptive, saved, norm in itertools.product(
-        (False, True), (False, True), (3.0, float("nan"))
+        (False, True), (True, False), (3.0, float("nan"))
     ):
         value = torch.tensor(norm)
         wanted, wanted_backup = clones(params), clones(backup)
+        kept_here = (wanted_backup, ranks) if saved else ([], [])
         reference.masked_perturb_ref(
-            wanted, grads, value, 0.05, masks, wanted_backup if saved else [], adaptive, 0.01, 1e-3
+            wanted, grads, value, 0.05, masks, *kept_here, adaptive, 0.01, 1e-3
         )
         run = run_of(
-            core, lists.sizes, [params, grads], masks=masks, backup=backup if saved else []
-        )
+            core, lists.sizes, [params, grads], masks=masks, backup=backup if saved else [],
+            ranks=ranks if saved else [],
+        )  # fmt: skip
         report = core.masked_perturb(run, kind, adaptive, value.data_ptr(), 0.05, 0.01, 1e-3)
         assert_same(params, wanted, "params")
         assert_same(backup, wanted_backup, "backup")
@@ -50,14 +62,14 @@ def test_masked_perturb(core, name, shift, kind, masked):
 
 @layouts
 @storage
-@masking
-def test_restore(core, name, shift, kind, masked):
+@forms
+def test_restore(core, name, shift, kind, kept):
     lists = Lists(SIZES[name], shift)
-    params, backup = lists.normal(DTYPE[kind]), lists.normal(DTYPE[kind])
-    masks = lists.masks() if masked else []
+    params = lists.normal(DTYPE[kind])
+    masks, backup, ranks = backup_of(lists, kept, kind)
     wanted = clones(params)
-    reference.restore_ref(wanted, backup, masks)
-    run = run_of(core, lists.sizes, [params, backup], masks=masks)
+    reference.restore_ref(wanted, masks, backup, ranks)
+    run = run_of(core, lists.sizes, [params], masks=masks, backup=backup, ranks=ranks)
     core.restore(run, DTYPE[kind].itemsize)
     assert_same(params, wanted, "params")
     lists.check_guards()
@@ -66,8 +78,109 @@ def test_restore(core, name, shift, kind, masked):
 def test_restore_of_8_byte_elements(core):
     lists = Lists(SIZES["mixed"])
     params, backup = lists.normal(torch.float64), lists.normal(torch.float64)
-    core.restore(run_of(core, lists.sizes, [params, backup]), 8)
+    core.restore(run_of(core, lists.sizes, [params], backup=backup), 8)
     assert_same(params, backup, "params")
+    lists.check_guards()
+
+
+def gates_of(skip, inv_scale):
+    """The two device scalars of a base step, or None, and their addresses."""
+    gates = [None if v is None else torch.tensor(v) for v in (skip, inv_scale)]
+    return gates, [0 if g is None else g.data_ptr() for g in gates]
+
+
+GATES = [(None, None), (0.0, 0.25), (1.0, 0.25)]
+
+
+@layouts
+@storage
+@forms
+def test_restore_sgd(core, name, shift, kind, kept):
+    lists = Lists(SIZES[name], shift)
+    masks, backup, ranks = backup_of(lists, kept, kind)
+    lr, momentum, dampening, decay = 0.1, 0.9, 0.3, 0.02
+    for with_buffers, nesterov, first, (skip, scale) in itertools.chain(
+        itertools.product((False,), (False,), (False,), GATES),
+        itertools.product((True,), (False, True), (False, True), GATES[:1]),
+        itertools.product((True,), (True,), (False,), GATES[1:]),
+    ):
+        params, grads = lists.normal(DTYPE[kind]), lists.normal(DTYPE[kind])
+        buffers = lists.normal(DTYPE[kind]) if with_buffers else []
+        gates, addresses = gates_of(skip, scale)
+        wanted, wanted_buffers = clones(params), clones(buffers)
+        if lists.sizes:
+            reference.restore_sgd_ref(
+                wanted, grads, wanted_buffers, masks, backup, ranks, lr, momentum, dampening,
+                nesterov, decay, nesterov, first, *gates,
+            )  # fmt: skip
+        streams = [params, grads, *([buffers] if with_buffers else [])]
+        run = run_of(core, lists.sizes, streams, masks=masks, backup=backup, ranks=ranks)
+        report = core.restore_sgd(
+            run, kind, with_buffers, *addresses, nesterov, [lr, momentum, 1.0 - dampening, decay],
+            nesterov, first,
+        )  # fmt: skip
+        assert_same(params, wanted, "params")
+        assert_same(buffers, wanted_buffers, "momentum_buffers")
+        assert report.blocks == chunks_of(lists.sizes)
+    lists.check_guards()
+
+
+@layouts
+@storage
+@forms
+def test_restore_adamw(core, name, shift, kind, kept):
+    lists = Lists(SIZES[name], shift)
+    masks, backup, ranks = backup_of(lists, kept, kind)
+    lr, beta1, beta2, eps, decay = 0.1, 0.9, 0.99, 1e-4, 0.02
+    count = len(lists.sizes)
+    step_sizes, roots = torch.linspace(0.1, 1.0, count + 1), torch.linspace(0.2, 0.9, count + 1)
+    for decoupled, (skip, scale) in itertools.product((False, True), GATES):
+        params, grads, first, second = (lists.normal(DTYPE[kind]) for _ in range(4))
+        for u in second:
+            u.abs_()
+        gates, addresses = gates_of(skip, scale)
+        state = (params, first, second)
+        wanted = [clones(x) for x in state]
+        if lists.sizes:
+            reference.restore_adamw_ref(
+                wanted[0], grads, *wanted[1:], masks, backup, ranks, step_sizes, roots, lr, beta1,
+                beta2, eps, decay, decoupled, True, *gates,
+            )  # fmt: skip
+        scalars = [1.0 - beta1, beta2, 1.0 - beta2, eps]
+        scalars += [0.0, 1.0 - lr * decay] if decoupled else [decay, 1.0]
+        core.restore_adamw(
+            run_of(
+                core, lists.sizes, [params, grads, first, second], masks=masks, backup=backup,
+                ranks=ranks,
+            ),
+            kind, *addresses, True, step_sizes.data_ptr(), roots.data_ptr(), scalars,
+        )  # fmt: skip
+        for ours, expected, what in zip(
+            state, wanted, ("params", "exp_avgs", "exp_avg_sqs"), strict=True
+        ):
+            assert_same(ours, expected, what)
+    lists.check_guards()
+
+
+@storage
+def test_a_packed_backup_that_is_too_small_leaves_chunks_alone(core, kind):
+    """Never outside: a chunk whose entries do not all have a place is not touched."""
+    lists = Lists([CHUNK + 100, CHUNK])
+    params, grads = lists.normal(DTYPE[kind]), lists.normal(DTYPE[kind])
+    masks = lists.masks()
+    ranks, ones = ranks_of(masks, lists.sizes)
+    packed = [lists.place(torch.zeros(ones - 1, dtype=DTYPE[kind]))]
+    before = clones(params)
+    norm = torch.tensor(1.0)
+    run = run_of(core, lists.sizes, [params, grads], masks=masks, backup=packed, ranks=ranks)
+    core.masked_perturb(run, kind, False, norm.data_ptr(), 0.5, 0.0, 0.0)
+    assert_same(params[1:], before[1:], "params")
+    assert not torch.equal(params[0], before[0])
+    ranks[0] -= 1
+    run = run_of(core, lists.sizes, [params], masks=masks, backup=packed, ranks=ranks)
+    report = core.restore(run, DTYPE[kind].itemsize)
+    moved = {r.begin: (r.loaded, r.stored) for r in report.ranges}
+    assert moved[params[1].data_ptr()] == (0, 0)
     lists.check_guards()
 
 
@@ -198,7 +311,7 @@ def test_nan_inf_and_signed_zero_pass_through(core, kind):
     grads = [lists.place(grid[:, 1].to(DTYPE[kind]))]
     norm = torch.tensor(0.5)
     wanted = clones(params)
-    reference.masked_perturb_ref(wanted, grads, norm, 0.05, [], [], True, 0.0, 0.0)
+    reference.masked_perturb_ref(wanted, grads, norm, 0.05, [], [], [], True, 0.0, 0.0)
     run = run_of(core, lists.sizes, [params, grads])
     core.masked_perturb(run, kind, True, norm.data_ptr(), 0.05, 0.0, 0.0)
     assert_same(params, wanted, "params")

@@ -196,8 +196,22 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
     assert streams[-1] == (0, n)
     assert len(streams) == 3 + masked
 
-    report = core.restore(virtual(core, 2, masked=masked, shift=shift), 4)
-    assert traffic(report)[:2] == [(0, n), (n, 0)]
+    report = core.restore(virtual(core, 1, masked=masked, saved=True, shift=shift), 4)
+    assert traffic(report)[0] == (0, n)
+    assert traffic(report)[-1] == (n, 0)
+
+    run = virtual(core, 3, masked=masked, saved=True, shift=shift)
+    report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False)
+    assert traffic(report)[:3] == [(0, n), (n, 0), (n, n)]
+    assert traffic(report)[-1] == (n, 0)
+
+    run = virtual(core, 4, masked=masked, saved=True, shift=shift)
+    ones = torch.ones(1)
+    report = core.restore_adamw(
+        run, "float32", 0, 0, False, ones.data_ptr(), ones.data_ptr(), [0.0] * 6
+    )
+    assert traffic(report)[:4] == [(0, n), (n, 0), (n, n), (n, n)]
+    assert traffic(report)[-1] == (n, 0)
 
     sums = core.norm(virtual(core, 2, masked=masked, shift=shift), "float32", True, 0.1)
     assert traffic(sums.report)[:2] == [(n, 0), (n, 0)]
@@ -223,6 +237,31 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
         assert traffic(sums.report)[:2] == [(n, n), (n, 0)]
 
 
+@pytest.mark.parametrize("shift", [0, 4])
+def test_packed_addresses_past_2_to_the_32(core, shift):
+    """A virtual mask is all ones: entry e stands at place e, behind `before` entries of others."""
+    n, norm, before = 4 * ELEMENTS, torch.tensor(1.0), 2**32 + 3
+    tiles = -(-HUGE // core.rank_tile)
+    ranks = torch.arange(tiles) * core.rank_tile + before
+    packed = {"ranks": ranks.data_ptr(), "capacity": HUGE + before}
+    options = {"masked": True, "saved": True, "shift": shift, **packed}
+    run = virtual(core, 2, **options)
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    streams = traffic(report)
+    assert report.blocks == len(CHUNKS)
+    assert streams[:2] == [(n, n), (n, 0)]
+    assert streams[-1] == (0, n)
+    run = virtual(core, 3, **options)
+    report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False)
+    assert traffic(report)[:3] == [(0, n), (n, 0), (n, n)]
+    assert traffic(report)[-1] == (n, 0)
+    short = {**options, "capacity": HUGE + before - 1}  # the last chunk has no place
+    report = core.restore(virtual(core, 1, **short), 4)
+    left = 4 * (ELEMENTS - HUGE % CHUNK)
+    assert traffic(report)[0] == (0, left)
+    assert traffic(report)[-1] == (left, 0)
+
+
 def test_mask_addresses_past_2_to_the_32(core):
     bytes_, words = 1 << 50, 1 << 51
     numel = 32 * HUGE - 3
@@ -241,7 +280,8 @@ def test_a_long_list_takes_several_launches(core):
     run = run_of(core, lists.sizes, [params, grads])
     report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
     assert report.launches == 2
-    assert core.restore(run, 4).launches == 2
+    backed = run_of(core, lists.sizes, [params], backup=grads)
+    assert core.restore(backed, 4).launches == 2
     assert core.norm(run_of(core, lists.sizes, [grads]), "float32", False, 0.0).report.launches == 2
 
 
@@ -264,18 +304,18 @@ class TestTheHarnessItself:
 
     def test_misaligned(self, core):
         x = torch.zeros(64, dtype=torch.uint8)
-        segment = core.Segment(8, [x.data_ptr() + 2, x.data_ptr() + 34])
+        segment = core.Segment(8, [x.data_ptr() + 2], backup=x.data_ptr() + 34)
         with pytest.raises(RuntimeError, match="misaligned access"):
             core.restore(core.Run([segment]), 4)
 
     def test_two_blocks_on_one_tensor(self, core):
         x, y = torch.zeros(64), torch.zeros(64)
-        segment = core.Segment(64, [x.data_ptr(), y.data_ptr()])
+        segment = core.Segment(64, [x.data_ptr()], backup=y.data_ptr())
         with pytest.raises(RuntimeError, match="two threads write one address"):
             core.restore(core.Run([segment, segment]), 4)
 
     def test_overlapping_tensors(self, core):
         x = torch.zeros(64)
-        segment = core.Segment(60, [x.data_ptr(), x.data_ptr() + 4])
+        segment = core.Segment(60, [x.data_ptr()], backup=x.data_ptr() + 4)
         with pytest.raises(RuntimeError, match="another thread"):
             core.restore(core.Run([segment]), 4)

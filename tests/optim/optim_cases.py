@@ -161,3 +161,17 @@ def loop_oracle(model, x, y):
             t += g.double().square()
     model.train()
     return total
+
+
+def sorted_oracle(scores, k):
+    """Score descending, index ascending, NaN last, -0.0 equal to 0.0."""
+    flat = torch.cat([s.reshape(-1) for s in scores]).tolist()
+
+    def rank(i):
+        nan = flat[i] != flat[i]
+        return nan, 0.0 if nan else -flat[i], i
+
+    order = sorted(range(len(flat)), key=rank)
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[order[:k]] = True
+    return chosen

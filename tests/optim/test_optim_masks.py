@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 import torch
-from optim_cases import batch, cross_entropy, mlp
+from optim_cases import batch, cross_entropy, mlp, sorted_oracle
 from sparse_optim import (
     SSAM,
     BitMask,
@@ -43,20 +43,6 @@ def test_property_17_large_counts_and_parity_rules():
         live_count(10, 1.5)
     with pytest.raises(ValueError, match="count_rule"):
         FisherMask(count_rule="up")
-
-
-def sorted_oracle(scores, k):
-    """Score descending, index ascending, NaN last, -0.0 equal to 0.0."""
-    flat = torch.cat([s.reshape(-1) for s in scores]).tolist()
-
-    def rank(i):
-        nan = flat[i] != flat[i]
-        return nan, 0.0 if nan else -flat[i], i
-
-    order = sorted(range(len(flat)), key=rank)
-    chosen = torch.zeros(len(flat), dtype=torch.bool)
-    chosen[order[:k]] = True
-    return chosen
 
 
 @pytest.mark.parametrize("kind", ["random", "constant", "few", "special", "wide", "half"])

@@ -1,0 +1,132 @@
+// Entries whose mask bit is 1, gathered from memory and put back. g++ vectorises neither, so the
+// 4- and 2-byte elements have AVX-512 intrinsics; everything else goes by words of the mask.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "mask.h"
+#include "simd_store.h"
+
+namespace sk {
+
+constexpr int kPackSlack = int(kStreamAlign);  // elements that a gather may write past its last one
+
+// out[j] = the j-th of src[0 .. n) with bit 1; returns their number.
+template <class T>
+using Gather = int (*)(const T* src, const uint32_t* words, int n, T* out);
+
+// out[i] = the next of packed[0 ..] where bit i is 1, else base[i], for i < n; out may be base.
+// Returns the number taken; nothing beyond it is read.
+template <class T>
+using Scatter = int (*)(const T* packed, const uint32_t* words, int n, const T* base, T* out);
+
+template <class T>
+int gather_by_words(const T* src, const uint32_t* words, int n, T* out) {
+  T* const first = out;
+  for (int i = 0; i < n; i += 32, src += 32) {
+    const uint32_t word = existing_bits(words[i / 32], n - i);
+    if (word == ~0u) {
+      std::memcpy(out, src, 32 * sizeof(T));
+      out += 32;
+    } else {
+      for (uint32_t left = word; left != 0; left &= left - 1) *out++ = src[std::countr_zero(left)];
+    }
+  }
+  return int(out - first);
+}
+
+template <class T>
+int scatter_by_words(const T* packed, const uint32_t* words, int n, const T* base, T* out) {
+  const T* const first = packed;
+  if (out != base) std::memcpy(out, base, size_t(n) * sizeof(T));
+  for (int i = 0; i < n; i += 32, out += 32) {
+    const uint32_t word = existing_bits(words[i / 32], n - i);
+    if (word == ~0u) {
+      std::memcpy(out, packed, 32 * sizeof(T));
+      packed += 32;
+    } else {
+      for (uint32_t left = word; left != 0; left &= left - 1) {
+        out[std::countr_zero(left)] = *packed++;
+      }
+    }
+  }
+  return int(packed - first);
+}
+
+#if defined(__x86_64__)
+#define SK_AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")))
+
+// Register to register and then a plain store: the forms that store a part are slow on some cores.
+template <class T>
+SK_AVX512 int gather_512(const T* src, const uint32_t* words, int n, T* out) {
+  constexpr int kWide = int(64 / sizeof(T));
+  T* const first = out;
+  for (int i = 0; i < n; i += kWide) {
+    const uint32_t word = existing_bits(words[i / 32], n - i / 32 * 32) >> (i % 32);
+    if constexpr (sizeof(T) == 4) {
+      const __m512i x = _mm512_maskz_loadu_epi32(__mmask16(word), src + i);
+      _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), x));
+      out += __builtin_popcount(uint16_t(word));
+    } else {
+      const __m512i x = _mm512_maskz_loadu_epi16(word, src + i);
+      _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(word, x));
+      out += __builtin_popcount(word);
+    }
+  }
+  return int(out - first);
+}
+
+template <class T>
+SK_AVX512 int scatter_512(const T* packed, const uint32_t* words, int n, const T* base, T* out) {
+  constexpr int kWide = int(64 / sizeof(T));
+  const T* const first = packed;
+  for (int i = 0; i < n; i += kWide) {
+    const uint32_t word = existing_bits(words[i / 32], n - i / 32 * 32) >> (i % 32);
+    const uint32_t here = existing_bits(~0u, n - i);
+    if constexpr (sizeof(T) == 4) {
+      const int ones = __builtin_popcount(uint16_t(word));
+      const __m512i x = _mm512_maskz_loadu_epi32(__mmask16(_bzhi_u32(~0u, ones)), packed);
+      const __m512i old = _mm512_maskz_loadu_epi32(__mmask16(here), base + i);
+      const __m512i both = _mm512_mask_expand_epi32(old, __mmask16(word), x);
+      _mm512_mask_storeu_epi32(out + i, __mmask16(here), both);
+      packed += ones;
+    } else {
+      const int ones = __builtin_popcount(word);
+      const __m512i x = _mm512_maskz_loadu_epi16(_bzhi_u32(~0u, ones), packed);
+      const __m512i old = _mm512_maskz_loadu_epi16(here, base + i);
+      _mm512_mask_storeu_epi16(out + i, here, _mm512_mask_expand_epi16(old, word, x));
+      packed += ones;
+    }
+  }
+  return int(packed - first);
+}
+#undef SK_AVX512
+
+inline bool has_avx512_pack() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2");
+}
+#endif
+
+template <class T>
+Gather<T> pick_gather() {
+#if defined(__x86_64__)
+  if constexpr (sizeof(T) <= 4) {
+    if (has_avx512_pack()) return gather_512<T>;
+  }
+#endif
+  return gather_by_words<T>;
+}
+template <class T>
+Scatter<T> pick_scatter() {
+#if defined(__x86_64__)
+  if constexpr (sizeof(T) <= 4) {
+    if (has_avx512_pack()) return scatter_512<T>;
+  }
+#endif
+  return scatter_by_words<T>;
+}
+
+}  // namespace sk

@@ -1,0 +1,34 @@
+#include <torch/csrc/stable/library.h>
+
+#include "../torch/base_steps.h"
+#include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
+#include "for_each.cuh"
+
+namespace sk::cuda {
+
+void restore_adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs,
+                        TensorList exp_avg_sqs, TensorList masks, TensorList backup,
+                        TensorList ranks, Tensor step_sizes, Tensor bias2_sqrts, double lr,
+                        double beta1, double beta2, double eps, double weight_decay, bool decoupled,
+                        bool maximize, std::optional<Tensor> skip,
+                        std::optional<Tensor> inv_scale) {
+  constexpr const char* kOp = "restore_adamw_";
+  if (params.empty()) return;
+  const ScalarType dtype = check_restore_adamw(params, grads, exp_avgs, exp_avg_sqs, masks, backup,
+                                               ranks, step_sizes, bias2_sqrts, skip, inv_scale);
+  const auto segments =
+      make_segments({&params, &grads, &exp_avgs, &exp_avg_sqs}, masks, backup, nullptr, ranks);
+  dispatch_float<false>(kOp, dtype, [&]<class T>() {
+    const auto gates = make_gates<float>(skip, inv_scale, maximize);
+    const auto op = restore_adamw_op<T>(gates, step_sizes, bias2_sqrts, lr, beta1, beta2, eps,
+                                        weight_decay, decoupled);
+    for_each_backed(op, segments, params[0]);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CUDA, m) {
+  m.impl("restore_adamw_", TORCH_BOX(&restore_adamw_cuda));
+}
+
+}  // namespace sk::cuda
