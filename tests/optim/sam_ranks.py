@@ -118,6 +118,20 @@ def sharded_without_gradients(rank, backend):
     return {"norms": norms, "w": weights, "skipped": opt.skipped_steps}
 
 
+def sharded_interval(rank, backend):
+    """In the second step, which does not perturb, rank 1 has no gradient and rank 0 a NaN."""
+    params = make_params(((9, 7), (33,)))
+    (one, two), (_, three) = draw(params, 2)
+    mine = params[rank : rank + 1]
+    opt = SAM(mine, SGD, rho=RHO, lr=LR, interval=2, shard_group=dist.group.WORLD, backend=backend)
+    injected_step(opt, mine, one[rank : rank + 1], two[rank : rank + 1])
+    before = mine[0].detach().clone()
+    three[0][2, 3] = math.nan
+    inject(mine, [three[0] if rank == 0 else None])
+    opt.step()
+    return {"before": before, "after": mine[0].detach().clone(), "skipped": opt.skipped_steps}
+
+
 def suppressed(rank, backend, local_e):
     """An input of rank 0 is infinite in the second of three steps; an exchange is due."""
     model = mlp(dtype=torch.float64)
@@ -158,6 +172,7 @@ SCENARIOS = {
     **{f"sharded {k}": lambda rank, backend, o=o: sharded(rank, backend, **o)
        for k, o in SHARDED.items()},
     "sharded without gradients": sharded_without_gradients,
+    "sharded interval": sharded_interval,
     "suppressed averaged": lambda rank, backend: suppressed(rank, backend, False),
     "suppressed per rank": lambda rank, backend: suppressed(rank, backend, True),
 }  # fmt: skip

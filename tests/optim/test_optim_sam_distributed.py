@@ -135,6 +135,12 @@ def test_a_rank_without_gradients_takes_part_and_a_bad_one_stops_all(ranks):
         assert torch.equal(got["w"][0], params[rank]) is (rank == 1)
 
 
+def test_a_step_between_is_suppressed_on_every_shard(ranks):
+    for got in (r["sharded interval"] for r in ranks):
+        assert int(got["skipped"]) == 1
+        assert torch.equal(got["before"], got["after"])
+
+
 @pytest.mark.parametrize("mode", ["averaged", "per rank"])
 def test_property_34_a_suppressed_step_is_suppressed_everywhere(ranks, mode):
     first, second = (r[f"suppressed {mode}"] for r in ranks)
