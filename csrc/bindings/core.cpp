@@ -11,6 +11,7 @@
 #include "../core/normal.h"
 #include "../core/philox.h"
 #include "harness_ops.h"
+#include "harness_ranked.h"
 
 namespace py = pybind11;
 
@@ -51,7 +52,8 @@ void narrow(Address in, int64_t n, Address out) {
 }
 
 Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, Address backup,
-                Address ranks, int64_t capacity, uint32_t uid, Address input, int64_t input_numel) {
+                Address ranks, int64_t capacity, uint32_t uid, Address input, int64_t input_numel,
+                int64_t first, int64_t cols) {
   Segment s;
   s.numel = numel;
   if (data.size() > kMaxStreams) throw std::invalid_argument("too many streams");
@@ -63,6 +65,8 @@ Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, A
   s.uid = uid;
   s.input = at<void>(input);
   s.input_numel = input_numel;
+  s.first = first;
+  s.cols = cols;
   return s;
 }
 
@@ -98,7 +102,7 @@ void bind_types(py::module_& m) {
       .def(py::init(&segment), py::arg("numel"), py::arg("data"), py::kw_only(),
            py::arg("mask") = 0, py::arg("backup") = 0, py::arg("ranks") = 0,
            py::arg("capacity") = 0, py::arg("uid") = 0, py::arg("input") = 0,
-           py::arg("input_numel") = 0);
+           py::arg("input_numel") = 0, py::arg("first") = 0, py::arg("cols") = 0);
   py::class_<Run>(m, "Run").def(
       py::init([](std::vector<Segment> segments, bool backed, std::vector<int64_t> chunks) {
         return Run{std::move(segments), backed, std::move(chunks)};
@@ -122,6 +126,32 @@ void bind_types(py::module_& m) {
       .def_readonly("total", &Sum::total)
       .def_readonly("root", &Sum::root)
       .def_readonly("report", &Sum::report);
+}
+
+void bind_ranked(py::module_& m) {
+  py::class_<Selection>(m, "Selection")
+      .def(py::init([](const std::string& dtype, const std::string& kind, Address key,
+                       Address pools, bool single, bool inverted) {
+             return Selection{dtype, kind, at<int64_t>(key), at<int64_t>(pools), single, inverted};
+           }),
+           py::arg("dtype"), py::kw_only(), py::arg("kind") = "value", py::arg("key") = 0,
+           py::arg("pools") = 0, py::arg("single") = true, py::arg("inverted") = false);
+  m.def("mask_count", mask_count);
+  m.def("mask_apply", mask_apply);
+  m.def("mask_nm", mask_nm);
+  m.def("topk_histogram",
+        [](const Run& run, const Selection& selection, int shift, int bits, Address counts) {
+          return topk_histogram(run, selection, shift, bits, at<int64_t>(counts));
+        });
+  m.def("topk_write",
+        [](const Run& run, const Selection& selection, bool accumulate, Address ties) {
+          return topk_write(run, selection, accumulate, at<int64_t>(ties));
+        });
+  m.def("topk_ties", [](const Run& run, const Selection& selection, Address counts, Address before,
+                        Address take) {
+    return topk_ties(run, selection,
+                     TieCounts{at<int64_t>(counts), at<int64_t>(before), at<int64_t>(take)});
+  });
 }
 
 void bind_harness(py::module_& m) {
@@ -185,4 +215,5 @@ PYBIND11_MODULE(_core, m) {
   bind_core(m);
   bind_types(m);
   bind_harness(m);
+  bind_ranked(m);
 }

@@ -50,8 +50,7 @@ void register_segment(Ledger& ledger, const Segment& s, Kind kind) {
   }
   // never virtual: the kernel computes addresses from what it reads there
   if constexpr (Traits::kPacked) ledger.add(s.ranks, tiles_of(s.numel) * 8);
-  if constexpr (std::is_same_v<Op, MaskPack>) ledger.add(s.input, s.input_numel, kind);
-  if constexpr (std::is_same_v<Op, MaskUnpack>) ledger.add(s.input, s.input_numel * 4, kind);
+  if constexpr (Traits::kInput) ledger.add(s.input, s.input_numel * Traits::kInputBytes, kind);
 }
 
 // Calls block(table, number) for the blocks of every launch that `run` asks for.

@@ -5,110 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "harness.h"
+#include "harness_backup.h"
+#include "harness_lists.h"
 
 namespace {
 
 using namespace sk;
 using namespace sk::harness;
-
-const std::vector<int64_t> kSizes{0, 1, 7, 65535, 65536, 65537};
-int failures = 0;
-
-// A list of tensors, each in an allocation of exactly its size, so that one byte beyond is caught.
-template <class T>
-struct List {
-  std::vector<std::vector<char>> memory;
-  int shift;
-
-  List(int shift_bytes, std::mt19937& random) : shift(shift_bytes) {
-    for (const int64_t n : kSizes) {
-      memory.emplace_back(size_t(n) * sizeof(T) + size_t(shift));
-      for (int64_t i = 0; i < n; ++i) {
-        const float x = float(int32_t(random())) * 0x1p-30f;
-        if constexpr (std::is_integral_v<T>) {
-          at(memory.size() - 1, i) = T(random());
-        } else {
-          at(memory.size() - 1, i) = store<T>(x);
-        }
-      }
-    }
-  }
-  T* data(size_t t) { return reinterpret_cast<T*>(memory[t].data() + shift); }
-  T& at(size_t t, int64_t i) { return data(t)[i]; }
-};
-
-struct Masks {
-  std::vector<std::vector<uint32_t>> words;
-  explicit Masks(std::mt19937& random) {
-    for (const int64_t n : kSizes) {
-      auto& w = words.emplace_back(size_t(words_of(n)));
-      for (auto& word : w) word = random() % 3 == 0 ? 0u : (random() % 3 == 0 ? ~0u : random());
-      if (n % 32) w.back() &= (1u << (n % 32)) - 1u;
-    }
-  }
-};
-
-template <class T>
-std::string name_of() {
-  return sizeof(T) == 4 ? "float32" : (std::is_same_v<T, bf16> ? "bfloat16" : "float16");
-}
-
-void expect(bool same, const std::string& what) {
-  if (same) return;
-  ++failures;
-  std::printf("differs: %s\n", what.c_str());
-}
-
-template <class... T>
-Run run_of(Masks* masks, List<T>&... lists) {
-  Run run;
-  for (size_t t = 0; t < kSizes.size(); ++t) {
-    Segment s;
-    s.numel = kSizes[t];
-    int i = 0;
-    ((s.data[i++] = lists.data(t)), ...);
-    if (masks) s.mask = masks->words[t].data();
-    s.uid = uint32_t(t);
-    run.segments.push_back(s);
-  }
-  return run;
-}
-
-// f(tensor, element) for all entries whose mask bit is set
-template <class F>
-void each_live(const Masks* masks, const F& f) {
-  for (size_t t = 0; t < kSizes.size(); ++t) {
-    for (int64_t i = 0; i < kSizes[t]; ++i) {
-      if (!masks || mask_bit(masks->words[t].data(), i)) f(t, i);
-    }
-  }
-}
-
-template <class T>
-void perturb_and_restore(int shift, bool masked, std::mt19937& random) {
-  Masks bits(random), *masks = masked ? &bits : nullptr;
-  List<T> params(shift, random), grads(shift, random);
-  const List<T> before = params;
-  List<T> wanted = params;
-  List<T> backup(0, random);
-  float norm = 2.0f;
-  Run run = run_of(masks, params, grads);
-  for (size_t t = 0; t < kSizes.size(); ++t) run.segments[t].backup = backup.data(t);
-  const std::string dtype = name_of<T>();
-  const MaskedPerturb<T, true> op{&norm, 0.05f, 0.01f, 0.0f};
-  for_each(op, run);
-  const auto functor = op.bind(0);
-  each_live(masks, [&](size_t t, int64_t i) {
-    float x = load(wanted.at(t, i));
-    functor(x, load(grads.at(t, i)));
-    wanted.at(t, i) = store<T>(x);
-  });
-  expect(params.memory == wanted.memory, "masked_perturb " + dtype);
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-  for_each(Restore<Bits>{}, run_of(nullptr, params, backup));
-  expect(params.memory == before.memory, "restore " + dtype);
-}
 
 template <class T>
 void sums(int shift, bool masked, std::mt19937& random) {
@@ -278,9 +181,6 @@ int main() {
   std::mt19937 random(1);
   for (const bool masked : {false, true}) {
     for (const int shift : {0, 1}) {
-      perturb_and_restore<float>(4 * shift, masked, random);
-      perturb_and_restore<bf16>(2 * shift, masked, random);
-      perturb_and_restore<f16>(2 * shift, masked, random);
       sums<float>(4 * shift, masked, random);
       sums<bf16>(2 * shift, masked, random);
       adabreg_step<float>(4 * shift, masked, random);
@@ -292,6 +192,11 @@ int main() {
         random_sums<true>(4 * shift, masked, q, random);
       }
     }
+  }
+  for (const int shift : {0, 1}) {
+    backed_ops<float>(4 * shift, random);
+    backed_ops<bf16>(2 * shift, random);
+    backed_ops<f16>(2 * shift, random);
   }
   masks_both_ways(random);
   std::printf("%d differences\n", failures);

@@ -14,6 +14,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -132,7 +133,9 @@ struct HostMemory {
   void store(T* p, T value) const {
     if (ledger->access(p, sizeof(T), true)) std::memcpy(static_cast<void*>(p), &value, sizeof(T));
   }
-  void add(int64_t* p, int64_t value) const {
+  template <class T>
+  void add(T* p, T value) const {
+    static_assert(std::is_same_v<T, int32_t> || std::is_same_v<T, int64_t>);
     if (ledger->access(p, sizeof(*p), true, true)) *p += value;
   }
 };

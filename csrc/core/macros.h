@@ -10,6 +10,13 @@
 #define SK_HD inline __attribute__((always_inline))
 #endif
 
+// A function template of its own on the device, too: a call where the code would not fit.
+#if defined(__CUDACC__)
+#define SK_CALLED __host__ __device__ __noinline__
+#else
+#define SK_CALLED inline
+#endif
+
 // For a lambda's body, between its parameters and its braces: inlined like an SK_HD function.
 #define SK_INLINED __attribute__((always_inline))
 

@@ -29,6 +29,14 @@ SK_HD uint32_t float_to_bits(float value) {
 #endif
 }
 
+SK_HD uint32_t to_bits(float value) { return float_to_bits(value); }
+
+SK_HD uint64_t to_bits(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 SK_HD float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);

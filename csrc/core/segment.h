@@ -16,8 +16,10 @@ struct Segment {
   const int64_t* ranks = nullptr;  // of the mask; then `backup` is packed, one for all tensors
   int64_t capacity = 0;            // elements of a packed backup
   uint32_t uid = 0;                // parameter number of the random stream
-  const void* input = nullptr;     // mask_pack on the device: what the output is computed from
+  const void* input = nullptr;     // ops on masks: what the output is computed from
   int64_t input_numel = 0;
+  int64_t first = 0;  // global index of element 0, where the op numbers elements through the list
+  int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor
 };
 
 inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {

@@ -17,10 +17,11 @@ constexpr int kPackSlack = int(kStreamAlign);  // elements that a gather may wri
 template <class T>
 using Gather = int (*)(const T* src, const uint32_t* words, int n, T* out);
 
-// out[i] = the next of packed[0 ..] where bit i is 1, else base[i], for i < n; out may be base.
-// Returns the number taken; nothing beyond it is read.
+// out[i] = the next of packed[0 .. left) where bit i is 1, else base[i], for i < n; out may be
+// base. Returns the number taken.
 template <class T>
-using Scatter = int (*)(const T* packed, const uint32_t* words, int n, const T* base, T* out);
+using Scatter = int (*)(const T* packed, int64_t left, const uint32_t* words, int n, const T* base,
+                        T* out);
 
 template <class T>
 int gather_by_words(const T* src, const uint32_t* words, int n, T* out) {
@@ -38,7 +39,8 @@ int gather_by_words(const T* src, const uint32_t* words, int n, T* out) {
 }
 
 template <class T>
-int scatter_by_words(const T* packed, const uint32_t* words, int n, const T* base, T* out) {
+int scatter_by_words(const T* packed, int64_t, const uint32_t* words, int n, const T* base,
+                     T* out) {
   const T* const first = packed;
   if (out != base) std::memcpy(out, base, size_t(n) * sizeof(T));
   for (int i = 0; i < n; i += 32, out += 32) {
@@ -56,21 +58,38 @@ int scatter_by_words(const T* packed, const uint32_t* words, int n, const T* bas
 }
 
 #if defined(__x86_64__)
-#define SK_AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")))
+#define SK_AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi2,popcnt")))
 
-// Register to register and then a plain store: the forms that store a part are slow on some cores.
+// Whole vectors by plain loads and stores, compressed from register to register: masked accesses to
+// memory that is not in a cache took three times as long.
+template <class T>
+SK_AVX512 inline __m512i load_some(const T* p, int64_t n) {
+  if (n >= int64_t(64 / sizeof(T))) return _mm512_loadu_si512(p);
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1u), p);
+  return _mm512_maskz_loadu_epi16((1u << n) - 1u, p);
+}
+template <class T>
+SK_AVX512 inline void store_some(T* p, int64_t n, __m512i x) {
+  if (n >= int64_t(64 / sizeof(T))) {
+    _mm512_storeu_si512(p, x);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_epi32(p, __mmask16((1u << n) - 1u), x);
+  } else {
+    _mm512_mask_storeu_epi16(p, (1u << n) - 1u, x);
+  }
+}
+
 template <class T>
 SK_AVX512 int gather_512(const T* src, const uint32_t* words, int n, T* out) {
   constexpr int kWide = int(64 / sizeof(T));
   T* const first = out;
   for (int i = 0; i < n; i += kWide) {
     const uint32_t word = existing_bits(words[i / 32], n - i / 32 * 32) >> (i % 32);
+    const __m512i x = load_some(src + i, n - i);
     if constexpr (sizeof(T) == 4) {
-      const __m512i x = _mm512_maskz_loadu_epi32(__mmask16(word), src + i);
       _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), x));
       out += __builtin_popcount(uint16_t(word));
     } else {
-      const __m512i x = _mm512_maskz_loadu_epi16(word, src + i);
       _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(word, x));
       out += __builtin_popcount(word);
     }
@@ -79,34 +98,29 @@ SK_AVX512 int gather_512(const T* src, const uint32_t* words, int n, T* out) {
 }
 
 template <class T>
-SK_AVX512 int scatter_512(const T* packed, const uint32_t* words, int n, const T* base, T* out) {
+SK_AVX512 int scatter_512(const T* packed, int64_t left, const uint32_t* words, int n,
+                          const T* base, T* out) {
   constexpr int kWide = int(64 / sizeof(T));
-  const T* const first = packed;
+  int64_t taken = 0;
   for (int i = 0; i < n; i += kWide) {
     const uint32_t word = existing_bits(words[i / 32], n - i / 32 * 32) >> (i % 32);
-    const uint32_t here = existing_bits(~0u, n - i);
+    const __m512i x = load_some(packed + taken, left - taken);
+    const __m512i old = load_some(base + i, n - i);
     if constexpr (sizeof(T) == 4) {
-      const int ones = __builtin_popcount(uint16_t(word));
-      const __m512i x = _mm512_maskz_loadu_epi32(__mmask16(_bzhi_u32(~0u, ones)), packed);
-      const __m512i old = _mm512_maskz_loadu_epi32(__mmask16(here), base + i);
-      const __m512i both = _mm512_mask_expand_epi32(old, __mmask16(word), x);
-      _mm512_mask_storeu_epi32(out + i, __mmask16(here), both);
-      packed += ones;
+      store_some(out + i, n - i, _mm512_mask_expand_epi32(old, __mmask16(word), x));
+      taken += __builtin_popcount(uint16_t(word));
     } else {
-      const int ones = __builtin_popcount(word);
-      const __m512i x = _mm512_maskz_loadu_epi16(_bzhi_u32(~0u, ones), packed);
-      const __m512i old = _mm512_maskz_loadu_epi16(here, base + i);
-      _mm512_mask_storeu_epi16(out + i, here, _mm512_mask_expand_epi16(old, word, x));
-      packed += ones;
+      store_some(out + i, n - i, _mm512_mask_expand_epi16(old, word, x));
+      taken += __builtin_popcount(word);
     }
   }
-  return int(packed - first);
+  return int(taken);
 }
 #undef SK_AVX512
 
 inline bool has_avx512_pack() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2");
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("popcnt");
 }
 #endif
 

@@ -72,7 +72,8 @@ struct BlockStream {
       if constexpr (kMasked) {
 #pragma omp simd
         for (int i = 0; i < block.n; ++i) {
-          memory[i] = block.keep[i] ? store<Storage>(buffer[i]) : memory[i];
+          const Storage old = memory[i], now = store<Storage>(buffer[i]);
+          memory[i] = block.keep[i] ? now : old;  // a load inside the choice would be a masked one
         }
       } else if constexpr (kSameType) {
         copy_out(memory, buffer, block.n * sizeof(Storage), block.stream);
@@ -151,17 +152,17 @@ using BlockStreams =
     BlockStreamSet<Lists, kMasked, kSourced, std::make_index_sequence<Lists::size>>;
 
 // 32 mask bits to 32 words of 0 or 1; the shifts vectorise
-SK_HD void expand_mask(const uint32_t* words, int n, uint32_t* keep) {
+SK_HD void expand_mask(const uint32_t* words, int n, uint32_t* keep, uint32_t flip = 0) {
   for (int w = 0; w * 32 < n; ++w) {
-    const uint32_t word = words[w];
+    const uint32_t word = words[w] ^ flip;
 #pragma omp simd
     for (int i = 0; i < 32; ++i) keep[32 * w + i] = (word >> i) & 1u;
   }
 }
 
-SK_HD bool any_bit(const uint32_t* words, int n) {
+SK_HD bool any_bit(const uint32_t* words, int n, uint32_t flip = 0) {
   uint32_t any = 0;
-  for (int w = 0; w * 32 < n; ++w) any |= words[w];
+  for (int w = 0; w * 32 < n; ++w) any |= words[w] ^ flip;
   return any != 0;
 }
 

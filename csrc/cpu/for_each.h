@@ -79,13 +79,15 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   constexpr bool kSkips = kMasked && !kRestores<Op>;
   alignas(kStreamAlign) uint32_t keep[kSkips ? kBlock : 1];
   const uint32_t* words = kMasked ? segment.mask + first / 32 : nullptr;
-  const bool any = !kMasked || any_bit(words, n);
+  const bool any = !kMasked || any_bit(words, n, mask_flip<Op>());
   if constexpr (kSaves<Op>) {
     if (any || !backup.packed()) backup.save(first, n);
   }
   if (!any && !(kRestores<Op> && functor.enabled())) return;
-  if constexpr (kSkips) expand_mask(words, n, keep);
-  BlockContext block{n, kSkips ? keep : nullptr, stream, nullptr};
+  if constexpr (kSkips) expand_mask(words, n, keep, mask_flip<Op>());
+  // around the caches only if nothing of what is written was read: with a mask, stream 0 was
+  const StreamCopy past = kMasked && kRestores<Op> ? nullptr : stream;
+  BlockContext block{n, kSkips ? keep : nullptr, past, nullptr};
   typename BackupOf<Op, kMasked>::Buffer original;
   if constexpr (kRestores<Op>) {
     if (!functor.enabled()) return backup.restore(first, n);

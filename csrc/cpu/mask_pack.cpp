@@ -3,32 +3,15 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../torch/op_checks.h"
-#include "results.h"
+#include "computed.h"
 
 namespace sk::cpu {
-
-// The computed input of a block: what the functor's value() says, element by element.
-template <class Base>
-struct Computed : Base {
-  template <class S>
-  SK_HD void generate(int64_t tensor, uint32_t, int64_t first, int n, typename Base::Math* out,
-                      S&) const {
-    for (int i = 0; i < n; ++i) out[i] = this->value(tensor, first + i);
-  }
-};
-
-std::vector<const void*> pointers(const TensorList& list) {
-  std::vector<const void*> out;
-  for (const Tensor& t : list) out.push_back(t.data_ptr());
-  return out;
-}
 
 void mask_pack_cpu(TensorList masks, TensorList words) {
   if (masks.empty()) return;
   check_words("mask_pack_", masks, words);
   const auto inputs = pointers(masks);
-  std::vector<int64_t> numels;
-  for (const Tensor& t : masks) numels.push_back(t.numel());
+  const auto numels = sizes(masks);
   Computed<MaskPack> op;
   op.inputs = inputs.data();
   op.numels = numels.data();

@@ -52,6 +52,17 @@ void launch(const Op& op, const std::vector<Segment>& segments, const ChunkPlan&
   }
 }
 
+// The output is the stream; the input goes beside it, since its elements are of another number.
+inline std::vector<Segment> segments_with_input(const TensorList& outputs,
+                                                const TensorList& inputs) {
+  auto segments = make_segments({&outputs}, {}, {});
+  for (size_t i = 0; i < segments.size(); ++i) {
+    segments[i].input = inputs[i].data_ptr();
+    segments[i].input_numel = inputs[i].numel();
+  }
+  return segments;
+}
+
 // An op that only writes its streams.
 template <class Op>
 void for_each(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {

@@ -24,6 +24,7 @@ struct DeviceMemory {
   __device__ __forceinline__ void store(T* p, T value) const {
     *p = value;
   }
+  __device__ __forceinline__ void add(int32_t* p, int32_t value) const { atomicAdd(p, value); }
   __device__ __forceinline__ void add(int64_t* p, int64_t value) const {
     atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
   }

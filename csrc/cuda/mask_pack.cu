@@ -6,16 +6,6 @@
 
 namespace sk::cuda {
 
-// The output is the stream; the input goes beside it, since its elements are of another number.
-std::vector<Segment> segments_with_input(const TensorList& outputs, const TensorList& inputs) {
-  auto segments = make_segments({&outputs}, {}, {});
-  for (size_t i = 0; i < segments.size(); ++i) {
-    segments[i].input = inputs[i].data_ptr();
-    segments[i].input_numel = inputs[i].numel();
-  }
-  return segments;
-}
-
 void mask_pack_cuda(TensorList masks, TensorList words) {
   if (masks.empty()) return;
   check_words("mask_pack_", masks, words);

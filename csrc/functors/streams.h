@@ -7,6 +7,7 @@
 //   kReduce        what the functor returns: nothing, a value to sum, or a 0/1 to count
 //   kGenerated     whether a computed input (random numbers, mask words) comes first
 //   kBackup        what it does with a backup of stream 0, if anything
+//   kInverted      optional: it walks the entries whose mask bit is 0, not those whose bit is 1
 //   bind(t)        the functor for tensor t of the list: scalars only, no pointers, no indices.
 //                  Its enabled() says whether the op writes at all (a norm may not be finite).
 // Loads, stores, tails, mask bits, backups and threads belong to for_each.
@@ -63,6 +64,16 @@ struct StreamList {
   template <size_t I>
   using At = std::tuple_element_t<I, std::tuple<S...>>;
 };
+
+// what a mask word is xor-ed with before the op sees it
+template <class Op>
+constexpr uint32_t mask_flip() {
+  if constexpr (requires { Op::kInverted; }) {
+    return Op::kInverted ? ~0u : 0u;
+  } else {
+    return 0u;
+  }
+}
 
 struct AlwaysEnabled {
   SK_HD bool enabled() const { return true; }

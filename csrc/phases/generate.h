@@ -94,11 +94,11 @@ SK_HD void add_signs(const Memory& memory, const Directions<Math>& stream, const
 }
 
 // Word `index` of a mask from the bool bytes of its tensor.
-template <class Memory>
-SK_HD uint32_t computed(const MaskPack&, const Memory& memory, const char* bytes, int64_t numel,
+template <class Functor, class Memory, class Block>
+SK_HD uint32_t computed(const MaskPack&, const Functor&, const Memory& memory, const Block& block,
                         int64_t index) {
-  const char* p = bytes + 32 * index;
-  const int64_t left = numel - 32 * index;
+  const char* p = block.input() + 32 * index;
+  const int64_t left = block.input_numel() - 32 * index;
   uint8_t x[32];
   if (left >= 32 && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
     load_vector<uint8_t, 32>(memory, p, x);
@@ -108,11 +108,35 @@ SK_HD uint32_t computed(const MaskPack&, const Memory& memory, const char* bytes
   return MaskPack::word(x, 32, 0);
 }
 
-template <class Memory>
-SK_HD uint8_t computed(const MaskUnpack&, const Memory& memory, const char* words, int64_t,
+template <class Functor, class Memory, class Block>
+SK_HD uint8_t computed(const MaskUnpack&, const Functor&, const Memory& memory, const Block& block,
                        int64_t index) {
-  const uint32_t word = memory.load(reinterpret_cast<const uint32_t*>(words) + index / 32);
+  const auto* words = reinterpret_cast<const uint32_t*>(block.input());
+  const uint32_t word = memory.load(words + index / 32);
   return mask_bit(&word, index % 32);
+}
+
+// Ones of tile `index`, by 16-byte accesses where they are aligned.
+template <class Functor, class Memory, class Block>
+SK_HD int64_t computed(const MaskCount&, const Functor&, const Memory& memory, const Block& block,
+                       int64_t index) {
+  const char* p = block.input() + index * MaskCount::kWords * 4;
+  const int64_t left = block.input_numel() - index * MaskCount::kWords;
+  const int count = int(left < MaskCount::kWords ? left : MaskCount::kWords);
+  const bool aligned = reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  int64_t ones = 0;
+  int w = 0;
+  if (aligned) {
+    SK_UNROLL(4)
+    for (; w + 4 <= count; w += 4) {
+      uint32_t words[4];
+      load_vector<uint32_t, 4>(memory, p + 4 * w, words);
+      SK_UNROLLED
+      for (int i = 0; i < 4; ++i) ones += popcount(words[i]);
+    }
+  }
+  for (; w < count; ++w) ones += popcount(memory.load(reinterpret_cast<const uint32_t*>(p) + w));
+  return ones;
 }
 
 }  // namespace sk::phases

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "../functors/bregman_step.h"
+#include "../functors/mask_apply.h"
+#include "../functors/mask_count.h"
 #include "../functors/mask_pack.h"
 #include "../functors/masked_perturb.h"
 #include "../functors/norm.h"
@@ -27,6 +29,7 @@ struct DefaultTraits {
   static constexpr bool kRandom = false;  // computed input: a sum of random directions
   static constexpr bool kSigns = false;   // of signs, else normals
   static constexpr bool kInput = false;   // computed input: from another list
+  static constexpr int kInputBytes = 0;   // of an element of that list
 };
 
 template <class Op>
@@ -49,10 +52,17 @@ struct Traits<Drawn<ZoNorm2<T>, kSignsOp>> : DefaultTraits {
 template <>
 struct Traits<MaskPack> : DefaultTraits {
   static constexpr bool kInput = true;
+  static constexpr int kInputBytes = 1;
 };
 template <>
 struct Traits<MaskUnpack> : DefaultTraits {
   static constexpr bool kInput = true;
+  static constexpr int kInputBytes = 4;
+};
+template <>
+struct Traits<MaskCount> : DefaultTraits {
+  static constexpr bool kInput = true;
+  static constexpr int kInputBytes = 4;
 };
 
 }  // namespace sk::phases

@@ -44,8 +44,11 @@ struct Step {
   }
   SK_HD int word(int u) const { return (at >> 5) + u * (F::kStride / 32); }
   SK_HD uint32_t masked(int u) const {
-    if constexpr (!kMasked) return F::kAll;
-    return (memory.load(block.mask() + word(u)) >> (at & 31)) & F::kAll;
+    if constexpr (kMasked) {
+      return ((memory.load(block.mask() + word(u)) ^ mask_flip<Op>()) >> (at & 31)) & F::kAll;
+    } else {
+      return F::kAll;
+    }
   }
   // where the first entry of group u stands in the packed backup
   template <class Stream>
@@ -250,7 +253,7 @@ struct Step {
     } else if constexpr (Traits<Op>::kInput) {
       const int64_t index = block.begin + element(u) + i;
       MathOf<Op> x = 0;
-      if ((live >> i) & 1u) x = computed(Op{}, memory, block.input(), block.input_numel(), index);
+      if ((live >> i) & 1u) x = computed(Op{}, functor, memory, block, index);
       return streams.call(functor, r, i, x);
     } else {
       return streams.call(functor, r, i);

@@ -176,6 +176,14 @@ struct View {
     return reinterpret_cast<const char*>(intptr_t(table.slots[S::kInput][row]));
   }
   SK_HD int64_t input_numel() const { return table.slots[S::kInputNumel][row]; }
+  // of ops that number elements through the list, or that write words (ranked.h, mask_nm.h)
+  SK_HD int64_t first() const { return table.slots[S::kFirst][row]; }
+  SK_HD int64_t rows() const { return table.slots[S::kRows][row]; }
+  SK_HD int64_t cols() const { return table.slots[S::kCols][row]; }
+  SK_HD bool masked() const { return table.slots[S::kMask][row] != 0; }
+  SK_HD uint32_t* words() const {
+    return reinterpret_cast<uint32_t*>(intptr_t(table.slots[S::kWords][row])) + begin / 32;
+  }
 
   // every stream, and a whole backup, can be accessed in groups of V elements
   template <int V>

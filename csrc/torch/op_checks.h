@@ -3,7 +3,11 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
+#include "../core/chunk_plan.h"
+#include "../functors/mask_count.h"
+#include "../functors/ranked.h"
 #include "check.h"
 
 namespace sk {
@@ -107,6 +111,97 @@ inline void check_words(const char* op, const TensorList& masks, const TensorLis
   check_list(op, "masks", masks, masks, ScalarType::Bool);
   STD_TORCH_CHECK(words.size() == masks.size(), op, ": words and masks differ in length");
   check_masks(op, words, masks);
+}
+
+inline void check_mask_count(const TensorList& words, const TensorList& counts) {
+  constexpr const char* kOp = "mask_count_";
+  check_list(kOp, "words", words, words, ScalarType::Int);
+  STD_TORCH_CHECK(counts.size() == words.size(), kOp, ": words and counts differ in length");
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const int64_t tiles = (words[i].numel() + MaskCount::kWords - 1) / MaskCount::kWords;
+    STD_TORCH_CHECK(counts[i].scalar_type() == ScalarType::Long && counts[i].numel() == tiles &&
+                        counts[i].is_contiguous() && counts[i].device() == words[i].device(),
+                    kOp, ": counts[", i, "] is not the table of words[", i, "]");
+  }
+}
+
+inline void check_mask_apply(const TensorList& tensors, const TensorList& masks) {
+  constexpr const char* kOp = "mask_apply_";
+  check_list(kOp, "tensors", tensors, tensors, tensors[0].scalar_type());
+  STD_TORCH_CHECK(!masks.empty(), kOp, ": masks is empty");
+  check_masks(kOp, masks, tensors);
+}
+
+// What every selection ranks by.
+inline ScalarType check_ranked(const char* op, const TensorList& scores, const std::string& kind,
+                               const std::optional<Tensor>& key,
+                               const std::vector<int64_t>& firsts) {
+  const ScalarType dtype = scores[0].scalar_type();
+  check_list(op, "scores", scores, scores, dtype);
+  const bool random = kind == "random";
+  STD_TORCH_CHECK(random || kind == "value" || kind == "abs", op, ": unknown kind ", kind);
+  STD_TORCH_CHECK(key.has_value() == random, op, ": key goes with kind random and only with it");
+  if (key) check_scalars(op, "key", *key, 1, ScalarType::Long, scores);
+  STD_TORCH_CHECK(firsts.empty() || firsts.size() == scores.size(), op,
+                  ": one first index per tensor is needed");
+  for (const int64_t first : firsts) {
+    STD_TORCH_CHECK(first >= 0, op, ": a first index is negative");
+  }
+  return dtype;
+}
+
+inline void check_output_words(const char* op, const TensorList& words, const TensorList& scores) {
+  STD_TORCH_CHECK(words.size() == scores.size(), op, ": words and scores differ in length");
+  check_masks(op, words, scores);
+}
+
+// One number per pool: one pool, or one per tensor.
+inline void check_pools(const char* op, const char* name, const Tensor& t, int64_t pools,
+                        const TensorList& scores) {
+  check_scalars(op, name, t, pools, ScalarType::Long, scores);
+  STD_TORCH_CHECK(pools == 1 || pools == int64_t(scores.size()), op, ": ", name, " has ", pools,
+                  " elements for ", scores.size(), " tensors");
+}
+
+inline void check_digit(int64_t shift, int64_t bits, int64_t key_bits) {
+  constexpr const char* kOp = "topk_histogram";
+  STD_TORCH_CHECK(bits >= 1 && bits <= kDigitBits, kOp, ": bits must be in [1, ", kDigitBits, "]");
+  STD_TORCH_CHECK(shift >= 0 && shift <= key_bits - bits, kOp, ": no such digit of a key");
+}
+
+inline int64_t count_chunks(const TensorList& tensors) {
+  int64_t chunks = 0;
+  for (const Tensor& t : tensors) chunks += chunks_of(t.numel());
+  return chunks;
+}
+
+inline void check_topk_ties(const TensorList& scores, const Tensor& threshold, const Tensor& counts,
+                            const Tensor& before, const Tensor& take, const TensorList& words) {
+  constexpr const char* kOp = "topk_ties_";
+  const int64_t chunks = count_chunks(scores);
+  check_pools(kOp, "threshold", threshold, threshold.numel(), scores);
+  check_pools(kOp, "take", take, threshold.numel(), scores);
+  check_scalars(kOp, "counts", counts, chunks, ScalarType::Long, scores);
+  check_scalars(kOp, "before", before, chunks, ScalarType::Long, scores);
+  check_output_words(kOp, words, scores);
+}
+
+inline void check_mask_nm(const TensorList& scores, const std::vector<int64_t>& rows,
+                          const std::vector<int64_t>& cols, int64_t n, int64_t m,
+                          const TensorList& words) {
+  constexpr const char* kOp = "mask_nm_";
+  STD_TORCH_CHECK(m >= 1 && n >= 0 && n <= m, kOp, ": n must be in [0, m] and m >= 1");
+  STD_TORCH_CHECK(rows.size() == scores.size() && cols.size() == scores.size(), kOp,
+                  ": rows and cols of every tensor are needed");
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const int64_t numel = scores[i].numel();
+    STD_TORCH_CHECK(
+        rows[i] >= 0 && cols[i] >= 0 &&
+            (numel == 0 ? rows[i] == 0 || cols[i] == 0
+                        : cols[i] != 0 && numel % cols[i] == 0 && numel / cols[i] == rows[i]),
+        kOp, ": rows and cols of scores[", i, "] do not fit");
+  }
+  check_output_words(kOp, words, scores);
 }
 
 inline ScalarType check_linbreg_step(const TensorList& params, const TensorList& grads,

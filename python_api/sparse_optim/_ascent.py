@@ -138,7 +138,10 @@ class Ascent(PerturbingOptimizer):
         """0 where every gradient is finite, else not, on the device; None: not looked for."""
         skip = None if self._norm is None else self._norm * 0.0  # NaN for infinity and NaN
         # a scaler has looked at the gradients of the second pass already
-        if self.check_gradients and getattr(self, "found_inf", None) is None and params:
+        look = self.check_gradients and getattr(self, "found_inf", None) is None
+        if look and not params and skip is None and self.shard_group is not None:
+            skip = torch.zeros((), device=self._skipped.device)  # the other ranks wait for it
+        if look and params:
             words = self._weights.words(params)
             norm = grad_norm([p.grad for p in params], words, backend=self.backend) * 0.0  # type: ignore[misc]
             skip = norm if skip is None else skip + norm.to(skip.device)

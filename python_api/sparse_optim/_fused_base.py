@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class FusedBase:
 
     def step(
         self,
-        moved: Sequence[Moved],
+        moved: list[Moved],
         group_of: dict[Tensor, dict[str, Any]],
         skip: Tensor | None,
         inv_scale: Tensor | None,
@@ -106,47 +106,55 @@ class FusedBase:
         """Update every moved parameter that has a gradient; restore the others.
 
         Args:
-            moved: what the ascent moved; its parameters are overwritten.
+            moved: what the ascent moved; its parameters are overwritten, and the list is emptied as
+                they are, so that after an exception it holds what is still perturbed.
             group_of: param group of each parameter.
             skip: 0-dim float tensor; not 0: restore only.
             inv_scale: 0-dim tensor that multiplies the gradients.
         """
-        for part in moved:
-            without = part.where(lambda p: p.grad is None)
-            if without is not None:
-                without.restore(self.backend)
-            groups = {id(group_of[p]): group_of[p] for p in part.params}
-            for group in groups.values():
-                own = part.where(lambda p, g=group: group_of[p] is g and p.grad is not None)  # type: ignore[misc]
-                if own is None:
-                    continue
-                if type(self.base) is SGD:
-                    self._sgd(own, group, skip, inv_scale)
-                else:
-                    self._adam(own, group, skip, inv_scale)
+        moved[:] = [piece for part in moved for piece in self._pieces(part, group_of)]
+        while moved:
+            part, first = moved[0], moved[0].params[0]
+            if first.grad is None:
+                part.restore(self.backend)
+            elif type(self.base) is SGD:
+                self._sgd(part, group_of[first], skip, inv_scale)
+            else:
+                self._adam(part, group_of[first], skip, inv_scale)
+            moved.pop(0)
+
+    def _pieces(self, part: Moved, group_of: dict[Tensor, dict[str, Any]]) -> Iterator[Moved]:
+        """Split into what one call can do: one group, and alike in gradient and momentum."""
+        kinds = {
+            p: (id(group_of[p]), p.grad is None, self._momentum(p) is None) for p in part.params
+        }
+        for kind in dict.fromkeys(kinds.values()):
+            piece = part.where(lambda p, k=kind: kinds[p] == k)  # type: ignore[misc]
+            assert piece is not None
+            yield piece
+
+    def _momentum(self, p: Tensor) -> Tensor | None:
+        return self.base.state.get(p, {}).get("momentum_buffer")
 
     def _sgd(
         self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None
     ) -> None:
-        momentum, state = float(group["momentum"]), self.base.state
-        has_buffer = {p for p in part.params if state.get(p, {}).get("momentum_buffer") is not None}
-        for first in (True, False):
-            own = part.where(lambda p, f=first: (momentum != 0 and p not in has_buffer) is f)  # type: ignore[misc]
-            if own is None:
-                continue
-            buffers = None
-            if momentum != 0:
-                for p in own.params if first else ():
-                    assert p.grad is not None
-                    state[p]["momentum_buffer"] = torch.empty_like(p.grad)
-                buffers = [state[p]["momentum_buffer"] for p in own.params]
-            restore_sgd_(
-                own.params, [p.grad for p in own.params], momentum_buffers=buffers,  # type: ignore[misc]
-                **own.arguments(), lr=float(group["lr"]), momentum=momentum,
-                dampening=float(group["dampening"]), nesterov=bool(group["nesterov"]),
-                weight_decay=float(group["weight_decay"]), maximize=bool(group["maximize"]),
-                first=first, skip=skip, inv_scale=inv_scale, backend=self.backend,
-            )  # fmt: skip
+        momentum, grads = float(group["momentum"]), [p.grad for p in part.params]
+        first = momentum != 0 and self._momentum(part.params[0]) is None
+        buffers: list[Any] | None = None
+        if momentum != 0:
+            held = [self._momentum(p) for p in part.params]
+            buffers = [torch.empty_like(g) for g in grads] if first else held  # type: ignore[arg-type]
+        restore_sgd_(
+            part.params, grads, momentum_buffers=buffers, **part.arguments(),  # type: ignore[arg-type]
+            lr=float(group["lr"]), momentum=momentum, dampening=float(group["dampening"]),
+            nesterov=bool(group["nesterov"]), weight_decay=float(group["weight_decay"]),
+            maximize=bool(group["maximize"]), first=first, skip=skip, inv_scale=inv_scale,
+            backend=self.backend,
+        )  # fmt: skip
+        if first and buffers is not None:  # not before: they held nothing
+            for p, buffer in zip(part.params, buffers, strict=True):
+                self.base.state[p]["momentum_buffer"] = buffer
 
     def _adam(
         self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None

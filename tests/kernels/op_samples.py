@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparse_kernels import mask_ranks, pack_mask
+from sparse_kernels.reference._keys import ordered_keys
 
 
 def _lists(count, device, dtype, seed):
@@ -45,6 +46,9 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         torch.tensor([1, 2, 3, 4], device=device),
         torch.ones(3, dtype=torch.int64, device=device),
     )
+    # the key of an entry without a bit, so that there is a tie to write
+    keys = ordered_keys(a[2].cpu(), "value", None, 0)
+    tied = keys[(a[2] <= 0).reshape(-1).cpu()][:1].expand(4).contiguous().to(device)
     return {
         "grad_norm": [(a, [], [], 0.0, False), (a, masks, b, 0.5, True)],
         "masked_perturb_": [
@@ -76,7 +80,7 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
             (a, "abs", None, firsts, [], False, pool, masks, False),
             (a, "random", key, firsts, masks, True, pools, words, True),
         ],
-        "topk_ties_": [(a, "value", None, firsts, masks, False, pools, ones, ones, pools, words)],
+        "topk_ties_": [(a, "value", None, firsts, masks, True, tied, ones, ones, pools, words)],
         "mask_nm_": [
             (a, "abs", None, firsts, heights, widths, 2, 4, True, words),
             (a, "random", key, firsts, heights, widths, 1, 3, False, words),

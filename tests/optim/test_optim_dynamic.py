@@ -73,9 +73,10 @@ def test_property_22_the_count_is_conserved_over_200_updates(sparsity, rate):
     params = [p.detach() for p in make_params(SHAPES)]
     n = sum(p.numel() for p in params)
     k, generator = live_count(n, sparsity), torch.Generator().manual_seed(3)
-    policy = DynamicMask(rate, "gradient", "random")
+    policy = DynamicMask(rate, "gradient", "weight")
     mask = policy.initial(params, sparsity, seed=1, pattern=Pattern(), within=None)
     dropped = min(math.floor(k * rate + 0.5), k, n - k)
+    weight = torch.cat([p.abs().reshape(-1) for p in params])
     for update in range(200):
         grads = [torch.randn(p.shape, generator=generator) for p in params]
         new = policy.exchange(mask, k, params, grads, sparsity, update, seed=1, update=update)
@@ -85,6 +86,8 @@ def test_property_22_the_count_is_conserved_over_200_updates(sparsity, rate):
         size = torch.cat([g.abs().reshape(-1) for g in grads])
         if dropped and dropped < k:
             assert size[gone].max() <= size[flat(mask & new)].min()
+            stayed = ~flat(mask | new)  # dead before and after
+            assert not stayed.any() or weight[grown].min() >= weight[stayed].max()
         mask = new
 
 

@@ -104,7 +104,8 @@ def test_property_29_options_under_which_zero_does_not_stay_by_itself(backend, b
     """0 / 0, and a decay of more than the weight: neither NaN nor -0.0 comes of it."""
     params = make_params()
     exists = random_masks(params)
-    opt = SAM(params, base, rho=0.1, lr=0.1, weight_mask=exists, backend=backend, **options)
+    groups = [{"params": params, **options}]  # ``eps=`` of SAM itself belongs to the norm
+    opt = SAM(groups, base, rho=0.1, lr=0.1, weight_mask=exists, backend=backend)
     for first, second in draw(params, 3):
         injected_step(opt, params, first, second)
         for p, m in zip(params, exists, strict=True):

@@ -1,0 +1,23 @@
+#include "../functors/mask_apply.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "../torch/dispatch.h"
+#include "../torch/op_checks.h"
+#include "results.h"
+
+namespace sk::cpu {
+
+void mask_apply_cpu(TensorList tensors, TensorList masks) {
+  if (tensors.empty()) return;
+  check_mask_apply(tensors, masks);
+  const auto segments = make_segments({&tensors}, masks, {});
+  dispatch_bits("mask_apply_", tensors[0].element_size(),
+                [&]<class T>() { for_each(MaskApply<T>{}, segments); });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+  m.impl("mask_apply_", TORCH_BOX(&mask_apply_cpu));
+}
+
+}  // namespace sk::cpu

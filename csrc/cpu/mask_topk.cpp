@@ -1,0 +1,211 @@
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <bit>
+#include <cstring>
+
+#include "../torch/ranked.h"
+#include "for_each.h"
+#include "ranked.h"
+
+namespace sk::cpu {
+
+constexpr int kCopies = 4;  // of a histogram: neighbours in one bin would wait for each other
+constexpr int kBins = 1 << kDigitBits;
+constexpr int64_t kMostPending = int64_t(1) << 30;  // elements that 32-bit bins surely hold
+
+// A task's histogram of one pool, added to the output when the pool changes and at the end. Sums of
+// integers: the order of the tasks does not matter.
+struct Bins {
+  std::vector<int32_t> copies = std::vector<int32_t>(size_t(kCopies) * kBins);
+  int64_t* out = nullptr;
+  int used = 0;  // bins
+  int64_t pending = 0;
+
+  void open(int64_t* pool, int size, int64_t elements) {
+    if (pool != out || pending + elements > kMostPending) flush();
+    out = pool;
+    used = size;
+    pending += elements;
+  }
+  void flush() {
+    if (pending == 0) return;
+    for (int b = 0; b < used; ++b) {
+      int64_t sum = 0;
+      for (int c = 0; c < kCopies; ++c) sum += copies[size_t(c * kBins + b)];
+      if (sum) std::atomic_ref<int64_t>(out[b]).fetch_add(sum, std::memory_order_relaxed);
+    }
+    std::fill(copies.begin(), copies.end(), 0);
+    pending = 0;
+  }
+  ~Bins() { flush(); }
+};
+
+template <class Keys>
+SK_CLONES void histogram_chunk(const Source<Keys>& source, const Segment& segment,
+                               const Digit& digit, typename Keys::Key prefix, int64_t begin,
+                               int64_t end, int32_t* bins) {
+  using Key = typename Keys::Key;
+  RankedBlock<Keys> block;
+  alignas(kStreamAlign) int32_t digits[kBlock];
+  const bool all = digit.first<Key>();
+  for (int64_t first = begin; first < end; first += kBlock) {
+    if (!block.open(source, segment, first, end)) continue;
+#pragma omp simd
+    for (int i = 0; i < 32 * block.words; ++i) digits[i] = digit.of(block.keys[i]);
+    for (int w = 0; w < block.words; ++w) {
+      const int32_t* own = digits + 32 * w;
+      uint32_t bits = all ? block.here[w] : block.where(w, [&](Key key) SK_INLINED {
+        return key >> (digit.shift + digit.bits) == prefix;
+      });
+      if (bits == ~0u) {
+        for (int i = 0; i < 32; ++i) ++bins[i % kCopies * kBins + own[i]];
+      } else {
+        for (; bits; bits &= bits - 1) {
+          const int i = std::countr_zero(bits);
+          ++bins[i % kCopies * kBins + own[i]];
+        }
+      }
+    }
+  }
+}
+
+// Writes the bits of the keys above the threshold; returns the number of keys equal to it.
+template <class Keys>
+SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment,
+                              typename Keys::Key threshold, bool accumulate, int64_t begin,
+                              int64_t end) {
+  using Key = typename Keys::Key;
+  RankedBlock<Keys> block;
+  int64_t ties = 0;
+  for (int64_t first = begin; first < end; first += kBlock) {
+    uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
+    if (!block.open(source, segment, first, end)) {
+      if (!accumulate) std::fill(words, words + block.words, 0u);
+      continue;
+    }
+    for (int w = 0; w < block.words; ++w) {
+      const uint32_t above = block.where(w, [&](Key key) SK_INLINED { return key > threshold; });
+      ties += popcount(block.where(w, [&](Key key) SK_INLINED { return key == threshold; }));
+      words[w] = accumulate ? words[w] | above : above;
+    }
+  }
+  return ties;
+}
+
+// Sets the bits of the first `left` keys equal to the threshold.
+template <class Keys>
+SK_CLONES void ties_chunk(const Source<Keys>& source, const Segment& segment,
+                          typename Keys::Key threshold, int64_t left, int64_t begin, int64_t end) {
+  using Key = typename Keys::Key;
+  RankedBlock<Keys> block;
+  for (int64_t first = begin; first < end && left > 0; first += kBlock) {
+    uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
+    if (!block.open(source, segment, first, end)) continue;
+    for (int w = 0; w < block.words; ++w) {
+      const uint32_t ties = block.where(w, [&](Key key) SK_INLINED { return key == threshold; });
+      words[w] |= first_ones(ties, left);
+      left -= popcount(ties);
+    }
+  }
+}
+
+// The numbers of the pools; one pool serves all tensors.
+struct Pools {
+  const int64_t* values;
+  bool single;
+
+  explicit Pools(const Tensor& t)
+      : values(static_cast<const int64_t*>(t.data_ptr())), single(t.numel() == 1) {}
+  int64_t number(int t) const { return single ? 0 : t; }
+  int64_t of(int t) const { return values[number(t)]; }
+};
+
+Tensor topk_histogram_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
+                          std::vector<int64_t> firsts, TensorList among, bool inverted,
+                          Tensor prefix, int64_t shift, int64_t bits) {
+  constexpr const char* kOp = "topk_histogram";
+  check_digit(shift, bits, scores.empty() ? 64 : bits_of_key(kind, scores));
+  Tensor out =
+      torch::stable::new_zeros(prefix, {prefix.numel(), int64_t(1) << bits}, ScalarType::Long);
+  if (scores.empty()) return out;
+  const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);
+  check_masks(kOp, among, scores);
+  check_pools(kOp, "prefix", prefix, prefix.numel(), scores);
+  const auto segments = ranked_segments(scores, among, {}, firsts);
+  const auto numels = numels_of(segments);
+  const Pools prefixes(prefix);
+  const Digit digit{int32_t(shift), int32_t(bits)};
+  auto* counts = static_cast<int64_t*>(out.data_ptr());
+  dispatch_keys<true>(kOp, kind, key, dtype, [&]<class Keys>(const Keys& keys) {
+    const Source<Keys> source(keys, inverted);
+    for_each_chunk<Bins>(
+        ChunkPlan(numels), numels, [&](int t, int64_t begin, int64_t end, int64_t, Bins& bins) {
+          bins.open(counts + (prefixes.number(t) << bits), 1 << bits, end - begin);
+          histogram_chunk(source, segments[t], digit, typename Keys::Key(prefixes.of(t)), begin,
+                          end, bins.copies.data());
+        });
+  });
+  return out;
+}
+
+struct NoScratch {};
+
+Tensor topk_write_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
+                      std::vector<int64_t> firsts, TensorList among, bool inverted,
+                      Tensor threshold, TensorList words, bool accumulate) {
+  constexpr const char* kOp = "topk_write_";
+  Tensor out = torch::stable::new_zeros(threshold, {count_chunks(scores)}, ScalarType::Long);
+  if (scores.empty()) return out;
+  const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);
+  check_masks(kOp, among, scores);
+  check_pools(kOp, "threshold", threshold, threshold.numel(), scores);
+  check_output_words(kOp, words, scores);
+  const auto segments = ranked_segments(scores, among, words, firsts);
+  const auto numels = numels_of(segments);
+  const Pools thresholds(threshold);
+  auto* ties = static_cast<int64_t*>(out.data_ptr());
+  dispatch_keys<true>(kOp, kind, key, dtype, [&]<class Keys>(const Keys& keys) {
+    const Source<Keys> source(keys, inverted);
+    for_each_chunk<NoScratch>(ChunkPlan(numels), numels,
+                              [&](int t, int64_t begin, int64_t end, int64_t chunk, NoScratch&) {
+                                ties[chunk] = write_chunk(source, segments[t],
+                                                          typename Keys::Key(thresholds.of(t)),
+                                                          accumulate, begin, end);
+                              });
+  });
+  return out;
+}
+
+void topk_ties_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
+                   std::vector<int64_t> firsts, TensorList among, bool inverted, Tensor threshold,
+                   Tensor counts, Tensor before, Tensor take, TensorList words) {
+  constexpr const char* kOp = "topk_ties_";
+  if (scores.empty()) return;
+  const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);
+  check_masks(kOp, among, scores);
+  check_topk_ties(scores, threshold, counts, before, take, words);
+  const auto segments = ranked_segments(scores, among, words, firsts);
+  const auto numels = numels_of(segments);
+  const Pools thresholds(threshold), takes(take);
+  const auto* here = static_cast<const int64_t*>(counts.data_ptr());
+  const auto* earlier = static_cast<const int64_t*>(before.data_ptr());
+  dispatch_keys<true>(kOp, kind, key, dtype, [&]<class Keys>(const Keys& keys) {
+    const Source<Keys> source(keys, inverted);
+    for_each_chunk<NoScratch>(ChunkPlan(numels), numels,
+                              [&](int t, int64_t begin, int64_t end, int64_t chunk, NoScratch&) {
+                                const int64_t left = takes.of(t) - earlier[chunk];
+                                if (here[chunk] == 0 || left <= 0) return;
+                                ties_chunk(source, segments[t],
+                                           typename Keys::Key(thresholds.of(t)), left, begin, end);
+                              });
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+  m.impl("topk_histogram", TORCH_BOX(&topk_histogram_cpu));
+  m.impl("topk_write_", TORCH_BOX(&topk_write_cpu));
+  m.impl("topk_ties_", TORCH_BOX(&topk_ties_cpu));
+}
+
+}  // namespace sk::cpu

@@ -1,0 +1,90 @@
+// Blocks of a selection on the CPU: which elements are candidates, and their keys.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../core/mask.h"
+#include "../core/segment.h"
+#include "../functors/ranked.h"
+#include "block.h"
+
+namespace sk::cpu {
+
+// What a selection reads, apart from the lists.
+template <class Keys>
+struct Source {
+  Keys keys;
+  bool inverted;  // candidates are the entries with mask bit 0
+  RoundKeys rounds{};
+
+  explicit Source(const Keys& k, bool inverted_mask = false) : keys(k), inverted(inverted_mask) {
+    if constexpr (Keys::kRandom) rounds = round_keys(uint64_t(*k.key));
+  }
+};
+
+// out[0 .. n) <- keys of elements [first, first + n) of a tensor, n <= kBlock
+template <class T>
+SK_HD void fill_keys(const Source<ScoreKeys<T>>& source, const Segment& segment, int64_t first,
+                     int n, typename ScoreKeys<T>::Key* out) {
+  const ScoreKeys<T> keys = source.keys;
+  const T* scores = static_cast<const T*>(segment.data[0]) + first;
+#pragma omp simd
+  for (int i = 0; i < n; ++i) out[i] = keys(scores[i]);
+}
+
+SK_HD void fill_keys(const Source<RandomKeys>& source, const Segment& segment, int64_t first, int n,
+                     uint32_t* out) {
+  constexpr int kCalls = kBlock / 4 + 1;  // a block may begin and end within a call's four words
+  alignas(kStreamAlign) uint32_t words[4 * kCalls];
+  const uint64_t global = uint64_t(segment.first + first);
+  const RoundKeys& rounds = source.rounds;
+#pragma omp simd
+  for (int j = 0; j < kCalls; ++j) {
+    const Words w = philox<10, uint64_t>(global / 4 + uint64_t(j), 0, 0, rounds);
+    words[4 * j] = w.x[0];
+    words[4 * j + 1] = w.x[1];
+    words[4 * j + 2] = w.x[2];
+    words[4 * j + 3] = w.x[3];
+  }
+  std::copy(words + global % 4, words + global % 4 + n, out);
+}
+
+template <class Keys>
+struct RankedBlock {
+  using Key = typename Keys::Key;
+
+  int words;                   // mask words of the block
+  uint32_t here[kBlock / 32];  // bits of the candidates
+  alignas(kStreamAlign) Key keys[kBlock];
+
+  // Reads elements [first, end) or the first kBlock of them; false, and no keys, where none of them
+  // is a candidate.
+  SK_HD bool open(const Source<Keys>& source, const Segment& segment, int64_t first, int64_t end) {
+    const int n = int(std::min<int64_t>(kBlock, end - first));
+    words = int(words_of(n));
+    uint32_t any = 0;
+    for (int w = 0; w < words; ++w) {
+      const int left = n - 32 * w;
+      uint32_t bits = left >= 32 ? ~0u : (1u << left) - 1u;
+      if (segment.mask) bits &= segment.mask[first / 32 + w] ^ (source.inverted ? ~0u : 0u);
+      any |= here[w] = bits;
+    }
+    if (!any) return false;
+    fill_keys(source, segment, first, n, keys);
+    std::fill(keys + n, keys + 32 * words, Key(0));
+    return true;
+  }
+
+  // candidates among the 32 entries of word w whose key passes the test
+  template <class Test>
+  SK_HD uint32_t where(int w, const Test& test) const {
+    const Key* own = keys + 32 * w;
+    uint32_t bits = 0;
+#pragma omp simd reduction(| : bits)
+    for (int i = 0; i < 32; ++i) bits |= uint32_t(test(own[i])) << i;
+    return bits & here[w];
+  }
+};
+
+}  // namespace sk::cpu
