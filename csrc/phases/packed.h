@@ -9,9 +9,6 @@
 
 namespace sk::phases {
 
-constexpr int kChunkWords = int(kChunkSize / 32);
-constexpr int kOwnWords = kChunkWords / kThreads;
-
 struct Places {
   int64_t first;              // place of the chunk's first entry
   int32_t ones[kChunkWords];  // of the chunk before each word

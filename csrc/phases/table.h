@@ -17,8 +17,10 @@
 namespace sk::phases {
 
 constexpr int kThreads = 512;
-constexpr int kParameterBytes = 32764;  // kernel arguments, CUDA 12.1 and sm_70 or later
-constexpr int kReservedBytes = 512;     // of these: the op, the outputs, the table's own header
+constexpr int kChunkWords = int(kChunkSize / 32);  // mask words of a chunk
+constexpr int kOwnWords = kChunkWords / kThreads;  // ... and of a thread
+constexpr int kParameterBytes = 32764;             // kernel arguments, CUDA 12.1 and sm_70 or later
+constexpr int kReservedBytes = 512;  // of these: the op, the outputs, the table's own header
 
 // Where a launch leaves its results; null where the op has none.
 struct Outputs {
@@ -156,7 +158,7 @@ struct View {
   }
   // there is a whole backup to write
   SK_HD bool saved() const {
-    if constexpr (kSaves<Op> && !S::kPacked) return table.slots[S::kBackup][row] != 0;
+    if constexpr (kSaves<Op> && !Traits<Op>::kPacked) return table.slots[S::kBackup][row] != 0;
     return false;
   }
   template <class Stream>
@@ -201,7 +203,7 @@ struct View {
     int i = 0;
     bool all = true;
     (require<V * sizeof(typename Ss::Storage)>(data<Ss>(i++), all), ...);
-    if constexpr (S::kBacked && !S::kPacked) {
+    if constexpr (backup_of<Op>() != Backup::kNone && !Traits<Op>::kPacked) {
       using Saved = typename Op::Lists::template At<0>;
       if (kRestores<Op> || saved())
         require<V * sizeof(typename Saved::Storage)>(backup<Saved>(), all);

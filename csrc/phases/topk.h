@@ -13,8 +13,6 @@
 
 namespace sk::phases {
 
-constexpr int kOwnWords = int(kChunkSize) / 32 / kThreads;  // mask words of a thread
-
 struct RankedThread {
   uint32_t ties[kOwnWords];
 };
