@@ -4,10 +4,12 @@ VENV   ?= .venv
 # what pip installs first; for another build of torch: make demo TORCH="torch==2.11.0"
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+# one process per core; a file stays in one of them, since its fixtures compile things once
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 STAMPS := $(VENV)/.stamps
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,backup bregman masks random steps)))
+INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,backup bregman masks random steps))) \
+    tests/optim/test_optim_triton.py
 FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint test-cpu test-triton compile-checks bench clean

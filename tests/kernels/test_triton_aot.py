@@ -47,6 +47,8 @@ from sparse_kernels.triton import (
     zo_combine,
 )
 
+pytestmark = pytest.mark.slow  # every kernel through ptxas twice
+
 if not CUOBJDUMP.exists():
     pytest.skip("this Triton comes without cuobjdump", allow_module_level=True)
 

@@ -17,6 +17,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from triton_cases import mask_apply, mask_count, mask_nm, mask_topk, restore_adamw, restore_sgd
 from triton_code import CUOBJDUMP, B, F, H, divide_and_root_kernel, keys, probe, tiles, words, x
 
+pytestmark = pytest.mark.slow  # every kernel through ptxas twice
+
 if not CUOBJDUMP.exists():
     pytest.skip("this Triton comes without cuobjdump", allow_module_level=True)
 
