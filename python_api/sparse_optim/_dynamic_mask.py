@@ -17,6 +17,7 @@ from ._policy import DROP_STREAM, GROW_STREAM, MaskPolicy
 from ._support import check_int, check_number
 
 EXCHANGE_SCORES = ("gradient", "weight", "random")
+COUNTS = ("conserved", "published")
 
 
 class DynamicMask(MaskPolicy):
@@ -36,12 +37,14 @@ class DynamicMask(MaskPolicy):
             (epochs, say), start < end; None for a constant rate.
         update_every: exchange by itself in every so many steps, t counted in steps; None: when
             ``update_mask(t)`` asks for it.
+        counts: "conserved", or for parity "published": the released code's int(k d) dropped and
+            min(int(k d), int(N s)) grown, by which the number of ones drifts.
         count_rule, init: as in ``MaskPolicy``.
 
     Raises:
         ValueError: an option is out of range.
 
-    Source: Sparse SAM, arXiv 2210.05177 (SSAM-D); its code lets the count drift, here it does not.
+    Source: Sparse SAM, arXiv 2210.05177 (SSAM-D).
     """
 
     needs_data = False
@@ -55,6 +58,7 @@ class DynamicMask(MaskPolicy):
         start: float = 0.0,
         end: float | None = None,
         update_every: int | None = None,
+        counts: str = "conserved",
         count_rule: str = "round",
         init: str = "random",
     ) -> None:
@@ -65,7 +69,9 @@ class DynamicMask(MaskPolicy):
         for name, value in (("drop", drop), ("grow", grow)):
             if value not in EXCHANGE_SCORES:
                 raise ValueError(f"{name} must be one of {EXCHANGE_SCORES}, got {value!r}")
-        self.drop, self.grow = drop, grow
+        if counts not in COUNTS:
+            raise ValueError(f"counts must be one of {COUNTS}, got {counts!r}")
+        self.drop, self.grow, self.counts = drop, grow, counts
         self.start = check_number("start", start, -math.inf)
         self.end = None if end is None else check_number("end", end, self.start, strict=True)
         self.update_every = (
@@ -90,6 +96,18 @@ class DynamicMask(MaskPolicy):
         if phase == 1.0:
             return 0.0
         return self.drop_rate * (1.0 + math.cos(math.pi * phase)) / 2.0
+
+    def _exchanged(self, numel: int, live: int, sparsity: float, rate: float) -> tuple[int, int]:
+        """How many entries go, and how many come."""
+        wanted = live_count(numel, sparsity, self.count_rule)
+        if self.counts == "published":
+            moved = int(live * rate)
+            return moved, min(moved, int(numel * sparsity), numel - live)
+        # what grows comes from the entries that were 0, numel - live of them
+        room = numel - max(live, wanted)
+        dropped = min(math.floor(live * rate + 0.5), live, room)
+        dropped = max(dropped, live - wanted)
+        return dropped, wanted - (live - dropped)
 
     def _scores(
         self, by: str, params: list[Tensor], grads: list[Tensor], key: int
@@ -124,23 +142,19 @@ class DynamicMask(MaskPolicy):
             within: weights that exist.
 
         Returns:
-            A new mask with exactly k(N, s) ones.
+            A new mask, with exactly k(N, s) ones where counts are conserved.
 
         Raises:
             ValueError: the sparsity is out of range.
         """
         numel = mask.numel if within is None else within.live
-        wanted = live_count(numel, sparsity, self.count_rule)
-        # what grows comes from the entries that were 0, numel - live of them
-        room = numel - max(live, wanted)
-        dropped = min(math.floor(live * self.rate(t) + 0.5), live, room)
-        dropped = max(dropped, live - wanted)
+        dropped, grown = self._exchanged(numel, live, sparsity, self.rate(t))
         keys = [derive_key(seed, update, stream) for stream in (DROP_STREAM, GROW_STREAM)]
         by_drop = self._scores(self.drop, list(params), list(grads), keys[0])
         by_grow = self._scores(self.grow, list(params), list(grads), keys[1])
         words = mask_dropgrow(
             mask.words, live, dropped, by_drop[0], by_grow[0],
             drop_kind=by_drop[1], drop_key=by_drop[2], grow_kind=by_grow[1], grow_key=by_grow[2],
-            grow=wanted - (live - dropped), within=None if within is None else within.words,
+            grow=grown, within=None if within is None else within.words,
         )  # fmt: skip
         return BitMask(words, mask.shapes)

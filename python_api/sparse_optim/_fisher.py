@@ -47,9 +47,10 @@ def _private_randomness(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """The model in eval mode (or training mode) inside the block; every flag put back after it."""
     flags = [(m, m.training) for m in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
@@ -135,13 +136,14 @@ def squared_gradients(
     chunk_size: int | None,
     use_vmap: bool,
     seed: int,
+    training: bool = False,
 ) -> list[Tensor]:
     """Sum over samples of the squared gradient of each sample's loss, one tensor per parameter.
 
     Parameters, gradients, buffers, training flags and the global random states are as before when
     it returns. Parameters that the model does not have or use score 0.
     """
-    with _private_randomness(seed), _eval_mode(model), torch.enable_grad():
+    with _private_randomness(seed), _eval_mode(model, training), torch.enable_grad():
         scorer = _Scorer(model, loss_fn, params)
         scorer.vmap = use_vmap
         elements = max(1, sum(s.numel() for s in scorer.sums.values()))
@@ -168,7 +170,7 @@ class FisherMask(MaskPolicy):
     """Perturb the entries with the largest empirical Fisher information (SSAM-F).
 
     ``F_i = sum over samples of (d loss(sample) / d w_i)^2`` with the true labels, summed in float32
-    (float64 for float64 parameters). The model runs in eval mode. Nothing is left changed:
+    (float64 for float64 parameters). Nothing is left changed:
     parameters, gradients, buffers, training flags and the global random states (torch, numpy,
     Python) are bit-identical afterwards; samples are drawn under a seed of the policy's own.
 
@@ -178,6 +180,8 @@ class FisherMask(MaskPolicy):
         chunk_size: samples differentiated at once; default by memory.
         use_vmap: try ``torch.func.vmap`` first; a loop over samples takes over where it fails.
         init: as in ``MaskPolicy``; "score": the first step raises until a mask was asked for.
+        mode: the model runs in "eval" mode, or for parity in "train" mode, sample by sample, as the
+            released code does; its statistics are left alone either way.
         group: process group over which the samples are split; sums are added over it.
 
     Source: Sparse SAM, arXiv 2210.05177 (SSAM-F), as its released code computes it.
@@ -202,9 +206,13 @@ class FisherMask(MaskPolicy):
         chunk_size: int | None = None,
         use_vmap: bool = True,
         init: str = "score",
+        mode: str = "eval",
         group: Any = None,
     ) -> None:
         super().__init__(count_rule, init)
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
+        self.mode = mode
         self.group = group
         self.num_samples = check_int("num_samples", num_samples, 1)
         self.chunk_size = None if chunk_size is None else check_int("chunk_size", chunk_size, 1)
@@ -223,7 +231,7 @@ class FisherMask(MaskPolicy):
         sums = squared_gradients(
             list(params), model, samples, fisher_loss, num_samples=self.num_samples,
             chunk_size=self.chunk_size, use_vmap=self.use_vmap,
-            seed=derive_key(seed, update, MASK_STREAM),
+            seed=derive_key(seed, update, MASK_STREAM), training=self.mode == "train",
         )  # fmt: skip
         if self.group is not None:
             for total in sums:

@@ -285,3 +285,16 @@ def test_the_time_of_an_exchange_must_be_given():
     for call in (opt.update_mask, lambda: opt.update_mask(math.nan), lambda: opt.update_mask("a")):
         with pytest.raises(ValueError, match=r"time of the update|must be"):
             call()
+
+
+@pytest.mark.parametrize(("sparsity", "live"), [(0.2, 600), (0.05, 525), (0.5, 500), (0.9, 100)])
+def test_property_38_the_published_counts_drift_below_half_sparsity(sparsity, live):
+    params = [torch.randn(1000)]
+    before = RandomMask().compute(params, sparsity)
+    policy = DynamicMask(0.5, counts="published")
+    after = policy.exchange(before, before.live, params, params, sparsity, 0.0)
+    assert after.live == live
+    conserved = DynamicMask(0.5).exchange(before, before.live, params, params, sparsity, 0.0)
+    assert conserved.live == before.live
+    with pytest.raises(ValueError, match="counts"):
+        DynamicMask(counts="other")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: NPY002  # the global numpy state is what is tested
 
+import copy
 import random
 
 import numpy as np
@@ -124,3 +125,28 @@ def test_fisher_selects_the_largest_scores():
     dead = torch.cat([s[~m] for s, m in zip(scores, opt.mask.to_bool(), strict=True)])
     assert live.min() >= dead.max() * (1 - 1e-5)
     assert opt.mask.live == live_count(opt.mask.numel, 0.75)
+
+
+def test_train_mode_normalises_each_sample_by_itself_and_leaves_the_statistics():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(27, 2))
+    x, y = torch.randn(6, 1, 5, 5), torch.randint(2, (6,))
+    model.eval()
+    buffers = [b.clone() for b in model.buffers()]
+    params = list(model.parameters())
+    scores = FisherMask(6, mode="train").scores(
+        params, model, (x, y), cross_entropy, seed=0, update=0
+    )
+    assert not any(m.training for m in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+    oracle = [torch.zeros_like(p) for p in params]
+    other = copy.deepcopy(model).train()
+    for i in range(6):
+        loss = cross_entropy(other(x[i : i + 1]), y[i : i + 1])
+        for total, g in zip(oracle, torch.autograd.grad(loss, other.parameters()), strict=True):
+            total += g.square()
+    for got, want in zip(scores, oracle, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-9)
+    evaluated = FisherMask(6).scores(params, model, (x, y), cross_entropy, seed=0, update=0)
+    assert not torch.allclose(evaluated[0], scores[0])
+    with pytest.raises(ValueError, match="mode"):
+        FisherMask(mode="both")
