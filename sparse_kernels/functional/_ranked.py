@@ -20,7 +20,8 @@ class Ranked:
         scores: list of tensors.
         kind: "value", "abs" or "random".
         key: 64-bit int of the random stream, for kind "random".
-        words: lists of mask words that go with the scores, by name (None: absent).
+        words: lists of mask words that go with the scores, by name (None: absent); the op writes
+            the one named "out".
         backend: as everywhere.
 
     Raises:
@@ -43,7 +44,7 @@ class Ranked:
         if key is not None and (isinstance(key, bool) or not 0 <= key < 2**64):
             raise ValueError(f"{op}: key must be in [0, 2^64), got {key}")
         self.kind, self.key, self.backend = kind, key, backend
-        lists = [ListArg(name, w, kind="words") for name, w in words.items()]
+        lists = [ListArg(n, w, mutated=n == "out", kind="words") for n, w in words.items()]
         self.args = [ListArg("scores", scores), *lists]
         self.whole = check_lists(op, self.args)
         self.scores = list(scores)
@@ -55,10 +56,6 @@ class Ranked:
         self.firsts = [0]
         for s in self.scores[:-1]:
             self.firsts.append(self.firsts[-1] + s.numel())
-
-    def mutated(self, name: str) -> list[ListArg]:
-        """The list ``name``, for ``bump_versions``."""
-        return [ListArg(a.name, a.tensors, mutated=True) for a in self.args if a.name == name]
 
     @property
     def key_bits(self) -> int:

@@ -118,7 +118,7 @@ def mask_topk(
         pools.pick(total, bits)
     counts: list[Tensor] = [total] * len(words)
     for g, first in ranked.groups("topk_write_"):
-        own = [words[i] for i in g.indices]
+        own = g.lists["out"] or [words[i] for i in g.indices]
         threshold = pools.part(pools.prefix, g.indices, g.device)
         ties = g.run(*first, g.lists["among"], inverted, threshold, own, out is not None)
         split = ties.to(pools.home).split([pools.chunks[i] for i in g.indices])
@@ -130,10 +130,10 @@ def mask_topk(
         per_chunk = [torch.cat([v[i] for i in g.indices]).to(g.device) for v in (counts, before)]
         g.run(
             *first, g.lists["among"], inverted, per_pool[0], *per_chunk, per_pool[1],
-            [words[i] for i in g.indices],
+            g.lists["out"] or [words[i] for i in g.indices],
         )  # fmt: skip
     if out is not None:
-        bump_versions(ranked.mutated("out"))
+        bump_versions(ranked.args)
     return words
 
 

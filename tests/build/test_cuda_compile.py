@@ -18,15 +18,21 @@ CONTRACTION_FREE = (
     "Restore<", "SquaredNorm", "LinBregStep", "MaskPack", "MaskUnpack", "MaskCount", "MaskApply",
     "MaskNm", "ScoreKeys", "RandomKeys",
 )  # fmt: skip
-#: fp32 or raw 32-bit kernels that read (and write) whole 16-byte groups
-VECTOR_READS = ("SquaredNorm<float", "WeightedSquaredNorm<float")
-VECTOR_WRITES = (
+#: kernels that read, write, or read and write whole 16-byte groups
+VECTOR_READS = (
+    "SquaredNorm<float", "WeightedSquaredNorm<float", "ScoreKeys<float", "ScoreKeys<bf16",
+    "ScoreKeys<f16", "MaskCount",
+)  # fmt: skip
+VECTOR_WRITES = ("MaskApply<unsigned short", "MaskApply<unsigned int", "MaskApply<unsigned long")
+VECTOR_BOTH = (
     "MaskedPerturb<float", "Restore<unsigned int", "Restore<unsigned long", "LinBregStep<float",
     "RestoreSgd<float", "RestoreSgd<bf16", "RestoreSgd<f16", "RestoreAdamw<float",
     "AdaBregStep<float", "Drawn<ZoCombine<float", "MaskedPerturb<bf16", "MaskedPerturb<f16",
     "Restore<unsigned short", "Drawn<ZoCombine<bf16, true, false",
     "Drawn<ZoCombine<f16, true, false",
 )  # fmt: skip
+#: of these, the ones that read scattered entries
+SCATTERED = ("Packed<Restore<", "MaskNm<")
 
 
 def test_every_op_is_registered_under_the_cuda_key():
@@ -98,14 +104,13 @@ def test_no_spills_and_few_registers(compiled, capsys):
 
 @pytest.mark.slow
 def test_vector_path_uses_16_byte_accesses(compiled):
-    reads = [k for k in compiled.kernels if is_a(k, *VECTOR_READS, *VECTOR_WRITES)]
-    # the one kernel that reads nothing but scattered entries
-    reads = [k for k in reads if not is_a(k, "Packed<Restore<")]
-    for op in (*VECTOR_READS, *VECTOR_WRITES):
-        assert any(is_a(k, op) for k in reads), f"no kernel of {op}"
+    dense = [k for k in compiled.kernels if not is_a(k, *SCATTERED)]
+    for op in (*VECTOR_READS, *VECTOR_WRITES, *VECTOR_BOTH):
+        assert any(is_a(k, op) for k in dense), f"no kernel of {op}"
+    reads = [k for k in dense if is_a(k, *VECTOR_READS, *VECTOR_BOTH)]
     fail_with([k for k in reads if not k.count("LDG.E.128")], "no 16-byte loads")
-    writes = [k for k in reads if is_a(k, *VECTOR_WRITES) and not k.count("STG.E.128")]
-    fail_with(writes, "no 16-byte stores")
+    writes = [k for k in dense if is_a(k, *VECTOR_WRITES, *VECTOR_BOTH)]
+    fail_with([k for k in writes if not k.count("STG.E.128")], "no 16-byte stores")
 
 
 @pytest.mark.slow

@@ -29,6 +29,23 @@ def good(op):
                 "masks": bits, "backup": lists["c"]}  # fmt: skip
     if op == "restore_":
         return {"params": lists["a"], "backup": lists["b"], "masks": bits}
+    if op == "restore_sgd_":
+        return {"params": lists["a"], "grads": lists["b"], "backup": lists["c"], "lr": 0.1,
+                "momentum": 0.5, "momentum_buffers": lists["d"], "masks": bits,
+                "skip": torch.zeros(()), "inv_scale": ones(())}  # fmt: skip
+    if op == "restore_adamw_":
+        return {"params": lists["a"], "grads": lists["b"], "backup": lists["c"], "lr": 0.1,
+                "exp_avgs": lists["d"], "exp_avg_sqs": lists["e"], "step_sizes": ones(2),
+                "bias2_sqrts": ones(2), "masks": bits, "skip": torch.zeros(()),
+                "inv_scale": ones(())}  # fmt: skip
+    if op == "mask_apply_":
+        return {"tensors": lists["a"], "masks": bits}
+    if op == "mask_topk":
+        return {"scores": lists["a"], "k": 2, "among": bits, "out": copy_of(bits)}
+    if op == "mask_nm":
+        return {"scores": [ones(2, 2), ones(5, 8)], "n": 2, "m": 4}
+    if op in ("count_ones", "mask_ranks"):
+        return {"masks": bits}
     if op == "zo_combine_":
         return {"tensors": lists["a"], "coef": [1.0, 2.0], "seed": 1, "src": lists["b"],
                 "mask": bits, "backup": lists["c"], "directions": [0, 1], "uids": [0, 1],
@@ -51,23 +68,32 @@ def good(op):
     return {"words": bits, "shapes": [(4,), (5, 8)]}
 
 
-OPS = ("grad_norm", "masked_perturb_", "restore_", "zo_combine_", "zo_norm2", "zo_gram",
-       "linbreg_step_", "adabreg_step_", "pack_mask", "unpack_mask")  # fmt: skip
+OPS = ("grad_norm", "masked_perturb_", "restore_", "restore_sgd_", "restore_adamw_", "zo_combine_",
+       "zo_norm2", "zo_gram", "linbreg_step_", "adabreg_step_", "mask_apply_", "mask_topk",
+       "mask_nm", "count_ones", "mask_ranks", "pack_mask", "unpack_mask")  # fmt: skip
 MUTATED = {
     "masked_perturb_": ("params", "backup"),
     "restore_": ("params",),
+    "restore_sgd_": ("params", "momentum_buffers"),
+    "restore_adamw_": ("params", "exp_avgs", "exp_avg_sqs"),
+    "mask_apply_": ("tensors",),
+    "mask_topk": ("out",),
     "zo_combine_": ("tensors", "backup"),
     "linbreg_step_": ("params", "duals", "momentum_buffers"),
     "adabreg_step_": ("params", "duals", "exp_avgs", "exp_avg_sqs", "counts"),
 }
-WORDS = ("masks", "mask", "active", "words")
+WORDS = ("masks", "mask", "active", "words", "among", "out")
 #: the list every other one is compared with
 LEAD = {op: next(iter(good(op))) for op in OPS}
 REQUIRED = {
     "grad_norm": ("grads",), "masked_perturb_": ("params", "grads"),
-    "restore_": ("params", "backup"), "zo_combine_": ("tensors",), "zo_norm2": ("tensors",),
-    "zo_gram": ("tensors",), "linbreg_step_": ("params", "grads"),
-    "adabreg_step_": ("params", "grads", "exp_avgs", "exp_avg_sqs"), "pack_mask": ("masks",),
+    "restore_": ("params", "backup"), "restore_sgd_": ("params", "grads", "backup"),
+    "restore_adamw_": ("params", "grads", "backup", "exp_avgs", "exp_avg_sqs"),
+    "zo_combine_": ("tensors",), "zo_norm2": ("tensors",), "zo_gram": ("tensors",),
+    "linbreg_step_": ("params", "grads"),
+    "adabreg_step_": ("params", "grads", "exp_avgs", "exp_avg_sqs"),
+    "mask_apply_": ("tensors", "masks"), "mask_topk": ("scores",), "mask_nm": ("scores",),
+    "count_ones": ("masks",), "mask_ranks": ("masks",), "pack_mask": ("masks",),
     "unpack_mask": ("words",),
 }  # fmt: skip
 
@@ -153,7 +179,11 @@ def test_length_size_shape_dtype_and_device(op, name):
     assert message == f"{op}: {name}[1] is on meta, {lead}[1] is on cpu"
 
 
-@pytest.mark.parametrize("op", [o for o in OPS if o not in ("pack_mask", "unpack_mask")])
+#: what they take is not of a floating dtype
+OF_MASKS = ("pack_mask", "unpack_mask", "count_ones", "mask_ranks")
+
+
+@pytest.mark.parametrize("op", [o for o in OPS if o not in OF_MASKS])
 def test_dtype_of_the_first_list(op):
     for dtype in (torch.int32, torch.bool, torch.complex64):
         message = refused(op, replaced(op, LEAD[op], 1, ones(5, 8).to(dtype)))
@@ -162,9 +192,12 @@ def test_dtype_of_the_first_list(op):
         )
 
 
-def test_masks_to_pack_and_shapes_to_unpack():
+def test_dtype_of_masks_and_shapes_to_unpack():
     message = refused("pack_mask", {"masks": [ones(4) > 0, ones(4)]})
     assert message == "pack_mask: masks[1] is torch.float32, expected torch.bool"
+    for op in ("count_ones", "mask_ranks"):
+        message = refused(op, {"masks": [words(4), words(40).long()]})
+        assert message == f"{op}: masks[1] is torch.int64, expected int32 words"
     message = refused("unpack_mask", {"words": [words(4)], "shapes": [(4,), (5,)]})
     assert message == "unpack_mask: shapes has 2 entries, words has 1"
     message = refused("unpack_mask", {"words": [words(4)], "shapes": [(33,)]})
@@ -176,7 +209,9 @@ def test_masks_to_pack_and_shapes_to_unpack():
 MUTATED_LISTS = [(op, name) for op, names in MUTATED.items() for name in names]
 
 
-@pytest.mark.parametrize(("op", "name"), [m for m in MUTATED_LISTS if m[1] != "counts"])
+@pytest.mark.parametrize(
+    ("op", "name"), [m for m in MUTATED_LISTS if m[1] not in ("counts", "out")]
+)
 def test_leaf_that_requires_grad(op, name):
     def arguments():
         made = good(op)
@@ -201,7 +236,8 @@ def test_mutated_memory_is_named_once(op, name):
     made[name] = [tensor, tensor]
     message = refused(op, made)
     assert message == f"{op}: {name}[1] and {name}[0] are the same memory"
-    made = replaced(op, name, 1, torch.ones(1, 8, dtype=tensor.dtype).expand(5, 8))
+    like = good(op)[name][1]
+    made = replaced(op, name, 1, ones((1,) * like.dim(), dtype=like.dtype).expand(like.shape))
     message = refused(op, made)
     assert message == f"{op}: {name}[1] is expanded; several elements share memory"
 
@@ -217,6 +253,6 @@ def test_the_same_memory_in_two_mutated_lists():
 def test_meta_tensors_are_accepted(op):
     # shapes only, e.g. a model built on the meta device; they have no addresses to compare
     made = {k: [t.to("meta") for t in v] if k in lists_of(op) else v for k, v in good(op).items()}
-    made["params" if "params" in made else "tensors"][1] = torch.ones(8, 5, device="meta").t()
+    made[LEAD[op]][1] = torch.ones(8, 5, device="meta").t()
     made.pop("sumsq", None)
     getattr(sk, op)(**made)

@@ -149,6 +149,16 @@ def test_out_takes_the_result_by_or(target, dtype):
         assert torch.equal(got, new | old.reshape(-1).cpu())
 
 
+def test_out_need_not_be_contiguous(target):
+    scores = scores_of("mixed", torch.float32, target.device)
+    wanted = sk.mask_topk(scores, 5000, backend="reference")
+    rooms = [torch.full((w.numel(), 2), 7, dtype=torch.int32, device=w.device) for w in wanted]
+    out = [room[:, 1].zero_() for room in rooms]
+    sk.mask_topk(scores, 5000, out=out, backend=target.backend)
+    assert_bit_equal(out, wanted, "words")
+    assert all((room[:, 0] == 7).all() for room in rooms)
+
+
 def test_mixed_dtypes_share_one_order(target):
     dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float32]
     if supports(target, torch.float64):
