@@ -4,8 +4,7 @@ VENV   ?= .venv
 # what pip installs first; for another build of torch: make demo TORCH="torch==2.11.0"
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-# one process per core; a file stays in one of them, since its fixtures compile things once
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STAMPS := $(VENV)/.stamps
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,backup bregman masks random steps))) \
@@ -46,7 +45,7 @@ test-triton: $(STAMPS)/installed
 
 # what needs nvcc, or more than a minute: CUDA for sm_80 and sm_90, the compiled wheel, long tests
 compile-checks: $(STAMPS)/installed
-	$(PYTEST) -m "slow and not large"
+	$(PYTEST) --dist loadfile -m "slow and not large"  # fixtures of a file compile things once
 
 bench: $(STAMPS)/installed
 	$(BIN)/python -m bench
