@@ -1,6 +1,7 @@
 // The ops with a backup in the sanitized harness: whole, whole with masks, packed.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -52,12 +53,11 @@ template <class T>
 using BitsOf = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
 template <class T>
-void perturb_and_restore(int shift, Kept kept, std::mt19937& random) {
+void perturb_and_restore(int shift, Kept kept, float norm, std::mt19937& random) {
   Saved<T> saved(kept, random);
   List<T> params(shift, random), grads(shift, random);
   const List<T> before = params;
   List<T> wanted = params;
-  float norm = 2.0f;
   const MaskedPerturb<T, true> op{&norm, 0.05f, 0.01f, 0.0f};
   for_each_backed(op, saved.with(run_of(saved.masks(), params, grads)));
   const auto functor = op.bind(0);
@@ -66,22 +66,26 @@ void perturb_and_restore(int shift, Kept kept, std::mt19937& random) {
     functor(x, load(grads.at(t, i)));
     wanted.at(t, i) = store<T>(x);
   });
+  if (!isfinite(norm)) wanted = before;  // saved, but not moved
   expect(params.memory == wanted.memory, "masked_perturb " + name_of<T>());
   for_each_backed(Restore<BitsOf<T>>{}, saved.with(run_of(saved.masks(), params)));
   expect(params.memory == before.memory, "restore " + name_of<T>());
+  for_each_backed(op, run_of(saved.masks(), params, grads));
+  expect(params.memory == wanted.memory, "masked_perturb without a backup " + name_of<T>());
 }
 
 template <class T>
-void base_steps(int shift, Kept kept, std::mt19937& random) {
+void base_steps(int shift, Kept kept, float skip, std::mt19937& random) {
   Saved<T> saved(kept, random);
   List<T> params(shift, random), grads(shift, random), first(shift, random), second(shift, random);
   each_live(nullptr,
             [&](size_t t, int64_t i) { second.at(t, i) = store<T>(abs(load(second.at(t, i)))); });
   auto x = params, a = first, u = second, w = saved.unperturbed(params), b = first, v = second;
-  const float skip = 0.0f, scale = 0.25f;
+  const float scale = 0.25f;
+  const bool open = skip == 0.0f;  // closed: restored, nothing else
   const std::vector<float> steps(kSizes.size(), 0.1f), roots(kSizes.size(), 0.7f);
   const RestoreSgd<T, true> sgd{{&skip, &scale, true}, 0.1f, 0.9f, 0.7f, 0.02f, true, false};
-  const RestoreAdamw<T> adamw{{nullptr, &scale, false},
+  const RestoreAdamw<T> adamw{{open ? nullptr : &skip, &scale, false},
                               steps.data(),
                               roots.data(),
                               0.1f,
@@ -92,6 +96,7 @@ void base_steps(int shift, Kept kept, std::mt19937& random) {
                               0.998f};
   for_each_backed(sgd, saved.with(run_of(saved.masks(), x, grads, a)));
   each_live(nullptr, [&](size_t t, int64_t i) {
+    if (!open) return;
     float param = load(w.at(t, i)), buffer = load(b.at(t, i));
     sgd.bind(int64_t(t))(param, load(grads.at(t, i)), buffer);
     w.at(t, i) = store<T>(param);
@@ -101,6 +106,7 @@ void base_steps(int shift, Kept kept, std::mt19937& random) {
   x = params, a = b = first, w = saved.unperturbed(params);
   for_each_backed(adamw, saved.with(run_of(saved.masks(), x, grads, a, u)));
   each_live(nullptr, [&](size_t t, int64_t i) {
+    if (!open) return;
     float param = load(w.at(t, i)), mean = load(b.at(t, i)), square = load(v.at(t, i));
     adamw.bind(int64_t(t))(param, load(grads.at(t, i)), mean, square);
     w.at(t, i) = store<T>(param);
@@ -114,8 +120,8 @@ void base_steps(int shift, Kept kept, std::mt19937& random) {
 template <class T>
 void backed_ops(int shift, std::mt19937& random) {
   for (const Kept kept : {Kept::kWhole, Kept::kMasked, Kept::kPacked}) {
-    perturb_and_restore<T>(shift, kept, random);
-    base_steps<T>(shift, kept, random);
+    for (const float norm : {2.0f, INFINITY}) perturb_and_restore<T>(shift, kept, norm, random);
+    for (const float skip : {0.0f, 1.0f}) base_steps<T>(shift, kept, skip, random);
   }
 }
 

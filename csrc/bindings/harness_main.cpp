@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "harness_backup.h"
+#include "harness_choices.h"
 #include "harness_lists.h"
 
 namespace {
@@ -197,6 +198,13 @@ int main() {
     backed_ops<float>(4 * shift, random);
     backed_ops<bf16>(2 * shift, random);
     backed_ops<f16>(2 * shift, random);
+    ranked_ops<float>(4 * shift, random);
+    ranked_ops<bf16>(2 * shift, random);
+    ranked_ops<f16>(2 * shift, random);
+    count_masks(size_t(shift), random);
+    apply_masks<uint16_t>(2 * shift, random);
+    apply_masks<uint32_t>(4 * shift, random);
+    apply_masks<uint64_t>(8 * shift, random);
   }
   masks_both_ways(random);
   std::printf("%d differences\n", failures);
