@@ -23,8 +23,8 @@ NOTES = (
     "training FLOPs: theoretical, in per cent of SGD on the same samples; the demo's layers are "
     "dense kernels that do not use the zeros. SAM and ZO-SAM count their extra passes, SSAM the "
     "mask's samples as well; a dash: not counted, with sparse training methods",
-    "optimizer ms: median per step without forward and backward (over whole cycles for m > 0); SAM, "
-    "SSAM and ZO-SAM include SGD's step, which restores as it goes",
+    "optimizer ms: median per step without forward and backward (over whole cycles for m > 0); "
+    "SAM, SSAM and ZO-SAM include SGD's step, which restores as it goes",
     'SGD: reference is torch.optim.SGD, fused is LinBreg(reg="none"), the same update; torch '
     "joins a multiplication and an addition in one rounding, hence the difference",
     "ZO-SAM: the reference computes normals in float64 and rounds; the fused kernel is within "
