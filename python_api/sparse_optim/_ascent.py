@@ -22,7 +22,7 @@ class Ascent(PerturbingOptimizer):
 
     Args:
         params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend: as in the base.
-        eps, check_gradients, shard_group: as in ``SAM``.
+        eps, check_gradients, shard_group, replica_group: as in ``SAM``.
     """
 
     def __init__(
@@ -37,9 +37,11 @@ class Ascent(PerturbingOptimizer):
         eps: float,
         check_gradients: bool,
         shard_group: Any,
+        replica_group: Any,
     ) -> None:
         self.eps = check_number("eps", eps, 0.0)
         self.check_gradients, self.shard_group = bool(check_gradients), shard_group
+        self.replica_group = replica_group
         self._norm: Tensor | None = None
         self._packed: PackedBackup | None = None
         self._stale = False
@@ -145,11 +147,10 @@ class Ascent(PerturbingOptimizer):
             words = self._weights.words(params)
             norm = grad_norm([p.grad for p in params], words, backend=self.backend) * 0.0  # type: ignore[misc]
             skip = norm if skip is None else skip + norm.to(skip.device)
-        if skip is not None and self.shard_group is not None:
-            skip = (skip != 0).to(torch.float32)
-            torch.distributed.all_reduce(
-                skip, torch.distributed.ReduceOp.MAX, group=self.shard_group
-            )
+        for group in (self.shard_group, self.replica_group):
+            if skip is not None and group is not None:
+                skip = (skip != 0).to(torch.float32)
+                torch.distributed.all_reduce(skip, torch.distributed.ReduceOp.MAX, group=group)
         return skip
 
     def __getstate__(self) -> dict[str, Any]:

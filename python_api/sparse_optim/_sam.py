@@ -37,6 +37,8 @@ class SAM(Ascent):
             them) where no ``GradScaler`` has done so; False: at w only.
         shard_group: process group over which every parameter is sharded (each rank holds other
             entries); the squared norm is summed over it.
+        replica_group: process group of the ranks that hold the same weights; a step is then
+            suppressed on all of them or on none. Needed where each rank has its own gradient at w.
         bn_modules: module or modules whose buffers (running statistics) advance in the pass at w
             only; what the pass at w + e writes into them is undone.
         closure_calls: 1: ``step(closure)`` calls it at w + e, the gradient at w is in ``.grad``
@@ -64,8 +66,10 @@ class SAM(Ascent):
         steps by itself after the restore, as it does after ``perturbed()``.
 
         Under data parallelism gradients are used as they are: averaged at w, all ranks share one
-        e; computed under ``no_sync()`` at w, each rank has its own (m-sharpness). Averaged at
-        w + e, the weights stay equal on all ranks either way.
+        e; computed under ``no_sync()`` at w, each rank has its own (m-sharpness; give
+        ``replica_group`` then). Averaged at w + e, the weights stay equal on all ranks either way.
+
+        ``eps`` is this optimizer's; a base option of that name goes into the groups.
 
     Source: SAM, arXiv 2010.01412, eq. (2); ASAM, arXiv 2102.11600.
 
@@ -92,6 +96,7 @@ class SAM(Ascent):
         interval: int = 1,
         check_gradients: bool = True,
         shard_group: Any = None,
+        replica_group: Any = None,
         bn_modules: nn.Module | Iterable[nn.Module] | None = None,
         closure_calls: int = 1,
         backend: str = "auto",
@@ -105,6 +110,7 @@ class SAM(Ascent):
         super().__init__(
             params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend,
             eps=eps, check_gradients=check_gradients, shard_group=shard_group,
+            replica_group=replica_group,
         )  # fmt: skip
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)

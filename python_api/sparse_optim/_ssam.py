@@ -29,8 +29,8 @@ class SSAM(SAM):
 
     Args:
         params, base_optimizer_cls, rho, adaptive, eta, eps, weight_mask, interval,
-            check_gradients, shard_group, bn_modules, closure_calls, backend, base_kwargs: as in
-            ``SAM``.
+            check_gradients, shard_group, replica_group, bn_modules, closure_calls, backend,
+            base_kwargs: as in ``SAM``.
         sparsity: s in [0, 1], fraction of entries NOT perturbed, over all parameters together; or a
             function of the number of the mask update. May be set later; the next ``update_mask``
             uses it.
@@ -84,6 +84,7 @@ class SSAM(SAM):
         interval: int = 1,
         check_gradients: bool = True,
         shard_group: Any = None,
+        replica_group: Any = None,
         mask_group: Any = None,
         bn_modules: nn.Module | Iterable[nn.Module] | None = None,
         closure_calls: int = 1,
@@ -114,7 +115,8 @@ class SSAM(SAM):
         super().__init__(
             params, base_optimizer_cls, rho, adaptive, eta=eta, eps=eps, weight_mask=weight_mask,
             interval=interval, check_gradients=check_gradients, shard_group=shard_group,
-            bn_modules=bn_modules, closure_calls=closure_calls, backend=backend, **base_kwargs,
+            replica_group=replica_group, bn_modules=bn_modules, closure_calls=closure_calls,
+            backend=backend, **base_kwargs,
         )  # fmt: skip
         if self.policy.init != "score" or not self.policy.needs_data:
             first = self._scoped(self._initial)

@@ -158,6 +158,26 @@ def suppressed(rank, backend, local_e):
     return seen
 
 
+def suppressed_at_w(rank, backend):
+    """Rank 0 alone has an infinite gradient at w; all gradients at w + e are finite."""
+    model = mlp(dtype=torch.float64)
+    ddp, (x, y) = DistributedDataParallel(model), data(rank)
+    opt = SAM(model.parameters(), SGD, rho=RHO, lr=LR, replica_group=dist.group.WORLD,
+              backend=backend)  # fmt: skip
+    seen = {"w": [], "skipped": []}
+    for step in range(3):
+        with ddp.no_sync():
+            cross_entropy(ddp(x), y).backward()
+        if step == 1 and rank == 0:
+            model[0].weight.grad[0, 0] = math.inf
+        opt.first_step(zero_grad=True)
+        cross_entropy(ddp(x), y).backward()
+        opt.second_step(zero_grad=True)
+        seen["w"].append(weights_of(model))
+        seen["skipped"].append(int(opt.skipped_steps))
+    return seen
+
+
 SHARDED = {
     "plain": {},
     "adaptive": {"adaptive": True, "eta": 0.1},
@@ -174,6 +194,7 @@ SCENARIOS = {
     "sharded without gradients": sharded_without_gradients,
     "sharded interval": sharded_interval,
     "suppressed averaged": lambda rank, backend: suppressed(rank, backend, False),
+    "suppressed at w": suppressed_at_w,
     "suppressed per rank": lambda rank, backend: suppressed(rank, backend, True),
 }  # fmt: skip
 

@@ -152,3 +152,12 @@ def test_property_34_a_suppressed_step_is_suppressed_everywhere(ranks, mode):
         assert equal(a, b)
     assert equal(first["words"][0], first["words"][1])  # the exchange waits
     assert not equal(first["words"][1], first["words"][2])
+
+
+def test_property_34_replicas_agree_to_skip_where_one_gradient_at_w_is_bad(ranks):
+    first, second = (r["suppressed at w"] for r in ranks)
+    assert first["skipped"] == second["skipped"] == [0, 1, 1]
+    for a, b in zip(first["w"], second["w"], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(first["w"][0], first["w"][1])
+    assert not torch.equal(first["w"][1], first["w"][2])
