@@ -40,5 +40,7 @@ for dtype in fp32 bf16; do
     --elements 67108864 --csv "$OUT/gpu.csv"
   step "bench-512x1k-$dtype" 200 python3 -m bench --device cuda --backend all --dtype $dtype \
     --tensors 512 --elements 1024 --no-compile --csv "$OUT/gpu.csv"
+  step "bench-sam-$dtype" 300 python3 -m bench --suite sam --device cuda --backend all \
+    --dtype $dtype --elements 67108864 --csv "$OUT/gpu_sam.csv"
 done
 exit $status
