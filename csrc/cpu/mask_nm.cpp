@@ -13,6 +13,7 @@ namespace sk::cpu {
 // Keys of the entries around a block of words, where they lie close enough together: a member of a
 // group is looked at m times.
 constexpr int64_t kMostBuffered = 65536;  // entries beyond the block's own
+constexpr int64_t kMostCompared = 32;     // larger groups are compared entry by entry
 
 template <class Keys>
 struct Buffered {
@@ -47,13 +48,72 @@ struct BufferedNm : MaskNm<Keys> {
     const Segment& s = scores[tensor];
     const int64_t reach = this->groups.reach(s.cols, s.numel);
     if (reach > kMostBuffered / 2) return words(Direct<Keys>{*source, s}, s.numel, first, n, out);
-    const int64_t low = std::max<int64_t>(0, 32 * first - reach);
-    const int64_t high = std::min(s.numel, 32 * (first + n) + reach);
+    // room for what a shift by any member reaches; outside the tensor nothing is filled in
+    const int64_t low = 32 * first - reach, high = 32 * (first + n) + reach;
+    const int64_t begin = std::max<int64_t>(0, low), end = std::min(s.numel, high);
     std::vector<typename Keys::Key> keys(size_t(high - low));
-    for (int64_t at = low; at < high; at += kBlock) {
-      fill_keys(*source, s, at, int(std::min<int64_t>(kBlock, high - at)), &keys[size_t(at - low)]);
+    for (int64_t at = begin; at < end; at += kBlock) {
+      fill_keys(*source, s, at, int(std::min<int64_t>(kBlock, end - at)), &keys[size_t(at - low)]);
     }
-    words(Buffered<Keys>{keys.data(), low, s.numel / s.cols, s.cols}, s.numel, first, n, out);
+    const Buffered<Keys> matrix{keys.data(), low, s.numel / s.cols, s.cols};
+    if (this->groups.m > kMostCompared) return words(matrix, s.numel, first, n, out);
+    for (int w = 0; w < n; w += kBlock / 32) {
+      compare(matrix, s.numel, first + w, std::min(n - w, kBlock / 32), out + w);
+    }
+  }
+  // The words of up to kBlock entries: all entries against the neighbour at one distance at a time.
+  SK_HD void compare(const Buffered<Keys>& matrix, int64_t numel, int64_t first, int n,
+                     uint32_t* out) const {
+    using Key = typename Keys::Key;
+    const int count = int(std::min<int64_t>(numel - 32 * first, 32 * n));
+    alignas(kStreamAlign) int32_t in[kBlock], left[kBlock], better[kBlock] = {};
+    place(matrix, 32 * first, count, in, left);
+    const int64_t stride = this->groups.stride(matrix.cols());
+    const Key* own = matrix.keys + (32 * first - matrix.low);
+    for (int d = 1 - int(this->groups.m); d < int(this->groups.m); ++d) {
+      if (d == 0) continue;
+      const Key* other = own + d * stride;
+      const int32_t earlier = d < 0;
+#pragma omp simd
+      for (int i = 0; i < count; ++i) {
+        const int32_t there = (in[i] + d >= 0) & (d < left[i]);
+        better[i] += there & ((other[i] > own[i]) | ((other[i] == own[i]) & earlier));
+      }
+    }
+    for (int w = 0; w < n; ++w) {
+      uint32_t bits = 0;
+      for (int i = 32 * w; i < 32 * (w + 1) && i < count; ++i) {
+        bits |= uint32_t(better[i] < this->groups.n) << (i % 32);
+      }
+      out[w] = bits;
+    }
+  }
+  // Of `count` entries from `first` on: members of the group before each, and from it on.
+  SK_HD void place(const Buffered<Keys>& matrix, int64_t first, int count, int32_t* in,
+                   int32_t* left) const {
+    const int64_t m = this->groups.m, cols = matrix.cols();
+    int64_t row = first / cols, col = first % cols;
+    for (int i = 0; i < count;) {
+      // along a row every entry differs from the last one; along columns those of a row are alike
+      const int64_t at = this->groups.along_rows ? col : row;
+      const int64_t line = this->groups.along_rows ? cols : matrix.rows();
+      // a run along a row ends with its group: only the first may begin inside one
+      const int64_t before = this->groups.along_rows && i > 0 ? 0 : at % m;
+      const int64_t size = std::min(m, line - (at - before));
+      const int64_t run = std::min<int64_t>(
+          count - i, this->groups.along_rows ? std::min(size - before, cols - col) : cols - col);
+      const int32_t step = this->groups.along_rows;
+      for (int64_t j = 0; j < run; ++j) {
+        in[i + j] = int32_t(before + step * j);
+        left[i + j] = int32_t(size - before - step * j);
+      }
+      i += int(run);
+      col += run;
+      if (col == cols) {
+        col = 0;
+        ++row;
+      }
+    }
   }
   template <class Matrix>
   SK_HD void words(const Matrix& matrix, int64_t numel, int64_t first, int n, uint32_t* out) const {
