@@ -70,7 +70,10 @@ struct BufferedNm : MaskNm<Keys> {
     place(matrix, 32 * first, count, in, left);
     const int64_t stride = this->groups.stride(matrix.cols());
     const Key* own = matrix.keys + (32 * first - matrix.low);
-    for (int d = 1 - int(this->groups.m); d < int(this->groups.m); ++d) {
+    // no further than a line is long: the room on both sides may be less than m - 1 strides
+    const int64_t line = this->groups.along_rows ? matrix.cols() : matrix.rows();
+    const int far = int(std::min(this->groups.m, line)) - 1;
+    for (int d = -far; d <= far; ++d) {
       if (d == 0) continue;
       const Key* other = own + d * stride;
       const int32_t earlier = d < 0;
