@@ -41,6 +41,7 @@ class PerturbingOptimizer(WrappingOptimizer):
         self._copies = WholeBackup()
         self._moved: list[Moved] = []
         self._weights = MaskOfParams()
+        self._keeps_state = False  # of weights that do not exist
         super().__init__(params, base_optimizer_cls, defaults, base_kwargs)
 
     # -- restore -----------------------------------------------------------------------------
@@ -85,7 +86,7 @@ class PerturbingOptimizer(WrappingOptimizer):
         return self._weights.mask
 
     @torch.no_grad()
-    def set_weight_mask(self, masks: Masks | None) -> None:
+    def set_weight_mask(self, masks: Masks | None, *, keep_state: bool = False) -> None:
         """Say which weights exist; the others become +0.0 and their base state 0.
 
         Weights with bit 0 are neither counted nor perturbed, and their gradients are cleared before
@@ -94,6 +95,8 @@ class PerturbingOptimizer(WrappingOptimizer):
         Args:
             masks: bool tensors (None: all ones) over the trainable parameters in group order, a
                 BitMask, or None for no mask.
+            keep_state: leave the base state alone; weights that do not exist are then set to +0.0
+                again after every update, which their momentum would move.
 
         Raises:
             RuntimeError: the weights are perturbed.
@@ -107,6 +110,9 @@ class PerturbingOptimizer(WrappingOptimizer):
         self._mask_changed()
         params = taken[0]
         self._weights.clear(params, params, self.backend)
+        self._keeps_state = bool(keep_state)
+        if keep_state:
+            return
         pairs = [
             (value, p)
             for p in params
@@ -192,7 +198,7 @@ class PerturbingOptimizer(WrappingOptimizer):
             self._put_back()  # the guarded buffers
             if rest:
                 self._base_step_of(rest, skip, scale)
-        if not keeps_zero(base):
+        if self._keeps_state or not keeps_zero(base):
             params = trainable(self.param_groups)
             self._weights.clear(params, params, self.backend)
 
@@ -224,6 +230,13 @@ class PerturbingOptimizer(WrappingOptimizer):
             base.step()
         finally:
             del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {**super()._extra_state(), "keeps_state": self._keeps_state}
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._load_extra_state(extra)
+        self._keeps_state = extra.get("keeps_state", False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._copies = WholeBackup()

@@ -23,7 +23,6 @@ from sparse_optim.sparse_training import _scheduler
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
-TOLD = ("sam", "asam", "ssam", "zosam")  # optimizers that are told the mask
 
 
 def state_tensors(opt, p):
@@ -54,7 +53,7 @@ def test_property_29_dead_weights_are_zero_in_every_forward(method, optimizer):
     data = batch()
     begin(sparse, data)
     seen = watch_forwards(model, sparse)
-    keeps = sparse.grown_state == "keep" and optimizer not in TOLD
+    keeps = sparse.grown_state == "keep"
     moved = []
 
     def after():
@@ -205,13 +204,17 @@ def test_seeds_give_other_masks():
     assert first.layer_live == second.layer_live
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
 @pytest.mark.parametrize("grown_state", ["zero", "keep"])
-def test_grown_weights_start_anew_or_keep_their_state(grown_state):
+def test_grown_weights_start_anew_or_keep_their_state(grown_state, optimizer):
     """Trap 23: the value of grown weights, and of their momentum."""
     model, data = mlp(), batch()
     opt = sgd(model)
+    if optimizer == "sam":
+        opt = SAM(model.parameters(), SGD, rho=0.1, lr=0.1, momentum=0.9)
+    step = plain_step if optimizer == "sgd" else closure_step
     sparse = SET(model, opt, 0.5, drop_fraction=1.0, update_every=8, grown_state=grown_state)
-    train(model, opt, plain_step, sparse, 7, data)
+    train(model, opt, step, sparse, 7, data)
     state = {p: opt.state[p]["momentum_buffer"].clone() for p in sparse.weights.values()}
     assert sparse.update_due
     sparse.step()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from sparse_kernels import mask_apply_, unpack_mask
 
+from .._base import PerturbingOptimizer
 from .._support import trainable
 
 
@@ -61,7 +62,11 @@ class Enforcer:
         if self._tell is not None:
             masks = unpack_mask(words, [p.shape for p in self.params], backend=self.backend)
             of = {id(p): m for p, m in zip(self.params, masks, strict=True)}
-            self._tell([of.get(id(p)) for p in trainable(self.optimizer.param_groups)])
+            every = [of.get(id(p)) for p in trainable(self.optimizer.param_groups)]
+            if isinstance(self.optimizer, PerturbingOptimizer):
+                self._tell(every, keep_state=not clear_state)
+            else:  # MeZO has no state of its own
+                self._tell(every)
         self.words = words
 
     def _clear_state(self, keep: Sequence[Tensor]) -> None:

@@ -37,7 +37,7 @@ class SparseTraining:
             counted.
         first_dense: leave the first layer dense too.
         grown_state: optimizer state of dropped and grown weights: "zero" clears it; "keep" leaves
-            it alone (an optimizer that is told the mask still clears that of dead weights).
+            it alone.
         seed: of random masks and growth, in [0, 2^64); the global random state is never used.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
