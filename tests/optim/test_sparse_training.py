@@ -24,7 +24,6 @@ from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
 
-
 def state_tensors(opt, p):
     return [v for v in opt.state.get(p, {}).values() if getattr(v, "shape", None) == p.shape]
 
