@@ -13,8 +13,10 @@ from sparse_kernels import derive_key, grad_norm
 from ._bitmask import COUNT_RULES, BitMask
 from ._patterns import Pattern, Ranking, select
 
-MASK_STREAM = 0x80000000  # stream word of masks in the key derivation; their samples and ...
-DROP_STREAM, GROW_STREAM, INIT_STREAM = (MASK_STREAM + i for i in (1, 2, 3))  # ... exchanges
+# stream words in the key derivation, one for every use: equal ones would draw equal numbers
+MASK_STREAM = 0x80000000  # masks of a policy and the samples they are scored with
+DROP_STREAM, GROW_STREAM, INIT_STREAM = (MASK_STREAM + i for i in (1, 2, 3))  # dynamic masks
+WEIGHT_INIT_STREAM, WEIGHT_GROW_STREAM = (MASK_STREAM + i for i in (4, 5))  # weight masks
 INITS = ("score", "random", "ones", "zeros")
 
 Scope = Callable[[str, Tensor], bool]

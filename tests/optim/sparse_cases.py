@@ -21,7 +21,7 @@ from torch.optim import SGD, AdamW
 from sparse_kernels import derive_key
 from sparse_kernels.reference._keys import ordered_keys
 
-INIT, GROW = 0x80000001, 0x80000002  # streams of the first mask and of growth
+INIT, GROW = 0x80000004, 0x80000005  # streams of the first mask and of growth
 
 
 def sgd(model):

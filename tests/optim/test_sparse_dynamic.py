@@ -21,7 +21,7 @@ from sparse_cases import (
     values,
     wide,
 )
-from sparse_optim import DSR, MEST, SET, RigL, layer_counts, live_count
+from sparse_optim import DSR, MEST, SET, RigL, _policy, layer_counts, live_count
 from sparse_optim.sparse_training import _dynamic, dynamic
 
 # -- the mask at the start ----------------------------------------------------------------------
@@ -223,3 +223,9 @@ def test_bad_input_is_refused_by_name():
 @pytest.mark.parametrize("module", [dynamic, _dynamic])
 def test_docstring_examples(module):
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+
+
+def test_every_use_of_random_numbers_has_a_stream_of_its_own():
+    streams = [value for name, value in vars(_policy).items() if name.endswith("_STREAM")]
+    assert len(streams) >= 6
+    assert len(set(streams)) == len(streams)

@@ -11,13 +11,10 @@ from torch.optim import Optimizer
 
 from sparse_kernels import derive_key, mask_topk
 
+from .._policy import WEIGHT_GROW_STREAM, WEIGHT_INIT_STREAM
 from .._support import check_int
 from ._scheduler import SparseTraining
 from .distributions import check_distribution, layer_counts
-
-# stream words of the key derivation; 0x80000000 is that of Sparse SAM's random masks
-_INIT_STREAM = 0x80000001
-_GROW_STREAM = 0x80000002
 
 
 class Piecewise:
@@ -89,7 +86,7 @@ class DynamicSparseTraining(SparseTraining):
         return list(layer_counts(shapes, sparsity, self.distribution, first_dense=False).values())
 
     def _first_mask(self, live: list[int]) -> list[Tensor]:
-        key = derive_key(self.seed, 0, _INIT_STREAM)
+        key = derive_key(self.seed, 0, WEIGHT_INIT_STREAM)
         return mask_topk(self._params, live, kind="random", key=key, backend=self.backend)
 
     @property
@@ -122,7 +119,7 @@ class DynamicSparseTraining(SparseTraining):
 
     @property
     def _grow_key(self) -> int:
-        return derive_key(self.seed, self.updates + 1, _GROW_STREAM)
+        return derive_key(self.seed, self.updates + 1, WEIGHT_GROW_STREAM)
 
     def _exchange(
         self, scores: Iterable[Tensor], kind: str, kept: list[int], grown: list[int]
