@@ -60,7 +60,7 @@ def test_property_31_set(backend, sparsity, grown_state):
     sparse = SET(model, opt, sparsity, update_every=1, seed=2, backend=backend,
                  grown_state=grown_state)  # fmt: skip
     regrown = 0
-    for update in range(1, 5):
+    for update in range(1, 13):
         old, before = prepared(sparse, opt, update), as_sets(sparse)
         assert sparse.update_due
         assert sparse.step() is False
