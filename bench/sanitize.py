@@ -79,6 +79,8 @@ def steps(tensors: list[Tensor], grads: list[Tensor], mask: list[Tensor] | None)
         sk.zo_combine_(tensors, [0.1, 0.2], **drawn, backup=backup, sumsq=sumsq)
         sk.zo_norm2(tensors, [0.1, 0.2], **drawn)
         sk.zo_gram(tensors, 2, **drawn)
+    key, counter, seed = torch.arange(3, device=tensors[0].device).unbind(0)
+    sk.zo_key_(key, counter, seed)
 
 
 def main(device: str = "cuda") -> None:

@@ -31,6 +31,7 @@ from .functional import (
     unpack_mask,
     zo_combine_,
     zo_gram,
+    zo_key_,
     zo_norm2,
 )
 
@@ -60,5 +61,6 @@ __all__ = [
     "use_backend",
     "zo_combine_",
     "zo_gram",
+    "zo_key_",
     "zo_norm2",
 ]

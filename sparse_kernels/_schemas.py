@@ -26,8 +26,8 @@ from .reference._common import chunks_of
 COMPILED, REFERENCE, TRITON = "sparse_kernels", "sparse_kernels_reference", "sparse_kernels_triton"
 
 _ZO_STREAM = (
-    "Tensor key, Tensor? directions, int first_direction, int[] uids, str distribution, "
-    "int rounds, Tensor[] masks"
+    "Tensor key, Tensor? directions, int first_direction, int[] uids, int[] firsts, "
+    "str distribution, int rounds, str math, Tensor[] masks"
 )
 #: what ranks an element of a selection: its score, |score|, or a number of the random stream
 _RANKED = "Tensor[] scores, str kind, Tensor? key, int[] firsts"
@@ -84,11 +84,15 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     ),
     "zo_combine_": (
         f"(Tensor(a!)[] tensors, Tensor[] src, Tensor coef, {_ZO_STREAM}, Tensor(b!)[] backup, "
-        "Tensor? alpha, Tensor? gamma, Tensor(c!)? sumsq) -> ()",
+        "Tensor[] ranks, Tensor? alpha, Tensor? gamma, Tensor(c!)? sumsq) -> ()",
         "zo_combine",
     ),
     "zo_norm2": (f"(Tensor[] tensors, Tensor coef, {_ZO_STREAM}) -> Tensor", "zo_combine"),
     "zo_gram": (f"(Tensor[] tensors, int q, {_ZO_STREAM}) -> Tensor", "zo_combine"),
+    "zo_key_": (
+        "(Tensor(a!) key, Tensor(b!) counter, Tensor seed, int stream) -> ()",
+        "zo_key",
+    ),
     "linbreg_step_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] momentum_buffers, "
         "Tensor[] active, float lr, float lam, float delta, float momentum, str momentum_form, "
@@ -156,6 +160,7 @@ _FAKES: dict[str, Callable] = {
     "zo_combine_": _returns_nothing,
     "zo_norm2": _scalar64,
     "zo_gram": _fake_zo_gram,
+    "zo_key_": _returns_nothing,
     "linbreg_step_": _fake_live,
     "adabreg_step_": _fake_live,
 }

@@ -60,4 +60,10 @@ SK_HD Words philox(uint64_t block, uint32_t uid, uint32_t direction, const Round
   return {{uint32_t(c0), uint32_t(c1), uint32_t(c2), uint32_t(c3)}};
 }
 
+// Step key K(seed, t, stream): words 0 and 1 of Philox-10 under the key `seed`.
+SK_HD uint64_t derive_key(uint64_t seed, uint64_t t, uint32_t stream) {
+  const Words w = philox<10>(t, stream, kKdfDirection, round_keys(seed));
+  return uint64_t(w.x[0]) | uint64_t(w.x[1]) << 32;
+}
+
 }  // namespace sk

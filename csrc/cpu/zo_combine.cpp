@@ -15,8 +15,9 @@ namespace sk::cpu {
 
 void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
                     std::optional<Tensor> directions, int64_t first_direction,
-                    std::vector<int64_t> uids, std::string distribution, int64_t rounds,
-                    TensorList masks, TensorList backup, std::optional<Tensor> alpha,
+                    std::vector<int64_t> uids, std::vector<int64_t> firsts,
+                    std::string distribution, int64_t rounds, std::string math, TensorList masks,
+                    TensorList backup, TensorList ranks, std::optional<Tensor> alpha,
                     std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
@@ -38,8 +39,8 @@ void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
 }
 
 Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<Tensor> directions,
-                    int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
-                    int64_t rounds, TensorList masks) {
+                    int64_t first_direction, std::vector<int64_t> uids, std::vector<int64_t> firsts,
+                    std::string distribution, int64_t rounds, std::string math, TensorList masks) {
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return scalar_result(0, ScalarType::Double);
   const ScalarType dtype = check_drawn(kOp, tensors, masks);
@@ -54,8 +55,8 @@ Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<T
 }
 
 Tensor zo_gram_cpu(TensorList tensors, int64_t q, Tensor key, std::optional<Tensor> directions,
-                   int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
-                   int64_t rounds, TensorList masks) {
+                   int64_t first_direction, std::vector<int64_t> uids, std::vector<int64_t> firsts,
+                   std::string distribution, int64_t rounds, std::string math, TensorList masks) {
   constexpr const char* kOp = "zo_gram";
   Tensor out = torch::stable::empty({q, q}, ScalarType::Double);
   auto* gram = static_cast<double*>(out.data_ptr());

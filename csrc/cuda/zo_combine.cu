@@ -15,8 +15,9 @@ using phases::Drawn;
 
 void zo_combine_cuda(TensorList tensors, TensorList src, Tensor coef, Tensor key,
                      std::optional<Tensor> directions, int64_t first_direction,
-                     std::vector<int64_t> uids, std::string distribution, int64_t rounds,
-                     TensorList masks, TensorList backup, std::optional<Tensor> alpha,
+                     std::vector<int64_t> uids, std::vector<int64_t> firsts,
+                     std::string distribution, int64_t rounds, std::string math, TensorList masks,
+                     TensorList backup, TensorList ranks, std::optional<Tensor> alpha,
                      std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
@@ -44,8 +45,9 @@ void zo_combine_cuda(TensorList tensors, TensorList src, Tensor coef, Tensor key
 }
 
 Tensor zo_norm2_cuda(TensorList tensors, Tensor coef, Tensor key, std::optional<Tensor> directions,
-                     int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
-                     int64_t rounds, TensorList masks) {
+                     int64_t first_direction, std::vector<int64_t> uids,
+                     std::vector<int64_t> firsts, std::string distribution, int64_t rounds,
+                     std::string math, TensorList masks) {
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return torch::stable::new_zeros(coef, {}, ScalarType::Double);
   const ScalarType dtype = check_drawn(kOp, tensors, masks);
@@ -62,8 +64,8 @@ Tensor zo_norm2_cuda(TensorList tensors, Tensor coef, Tensor key, std::optional<
 }
 
 Tensor zo_gram_cuda(TensorList tensors, int64_t q, Tensor key, std::optional<Tensor> directions,
-                    int64_t first_direction, std::vector<int64_t> uids, std::string distribution,
-                    int64_t rounds, TensorList masks) {
+                    int64_t first_direction, std::vector<int64_t> uids, std::vector<int64_t> firsts,
+                    std::string distribution, int64_t rounds, std::string math, TensorList masks) {
   constexpr const char* kOp = "zo_gram";
   if (tensors.empty()) return torch::stable::new_zeros(key, {q, q}, ScalarType::Double);
   check_drawn(kOp, tensors, masks);

@@ -254,6 +254,16 @@ inline ScalarType check_zo_combine(const TensorList& tensors, const TensorList& 
   return dtype;
 }
 
+inline void check_zo_key(const Tensor& key, const Tensor& counter, const Tensor& seed,
+                         int64_t stream) {
+  constexpr const char* kOp = "zo_key_";
+  const TensorList home{key};
+  check_scalars(kOp, "key", key, 1, ScalarType::Long, home);
+  check_scalars(kOp, "counter", counter, 1, ScalarType::Long, home);
+  check_scalars(kOp, "seed", seed, 1, ScalarType::Long, home);
+  STD_TORCH_CHECK(stream >= 0 && stream < (int64_t(1) << 32), kOp, ": stream out of range");
+}
+
 // zo_norm2, zo_gram: only numel, dtype and device of the tensors are used
 inline ScalarType check_drawn(const char* op, const TensorList& tensors, const TensorList& masks) {
   const ScalarType dtype = tensors[0].scalar_type();

@@ -13,6 +13,7 @@ from .restore import restore_
 from .restore_adamw import restore_adamw_
 from .restore_sgd import restore_sgd_
 from .zo_combine import derive_key, zo_combine_, zo_gram, zo_norm2
+from .zo_key import zo_key_
 
 __all__ = [
     "adabreg_step_",
@@ -33,5 +34,6 @@ __all__ = [
     "unpack_mask",
     "zo_combine_",
     "zo_gram",
+    "zo_key_",
     "zo_norm2",
 ]

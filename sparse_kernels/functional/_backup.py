@@ -19,6 +19,7 @@ class BackupArgs:
         ranks: tables of ``mask_ranks``, or None.
         mutated: the op writes the backup.
         optional: the call may have no backup.
+        names: of the masks and of the backup, for messages and as lists of a group.
 
     Raises:
         ValueError: ``ranks`` without masks or without a flat tensor.
@@ -33,40 +34,42 @@ class BackupArgs:
         *,
         mutated: bool,
         optional: bool,
+        names: tuple[str, str] = ("masks", "backup"),
     ) -> None:
-        self.op, self.packed, self.mutated = op, None, mutated
-        self.lists = [ListArg("masks", masks, kind="words")]
+        self.op, self.packed, self.mutated, self.names = op, None, mutated, names
+        words, kept = names
+        self.lists = [ListArg(words, masks, kind="words")]
         if ranks is None:
-            whole = ListArg("backup", backup, mutated=mutated, optional=optional)  # type: ignore[arg-type]
+            whole = ListArg(kept, backup, mutated=mutated, optional=optional)  # type: ignore[arg-type]
             self.lists.append(whole)
             return
         if masks is None:
-            raise ValueError(f"{op}: ranks need masks")
+            raise ValueError(f"{op}: ranks need {words}")
         if not isinstance(backup, Tensor) or backup.dim() != 1 or not backup.is_contiguous():
-            raise ValueError(f"{op}: with ranks, backup must be one contiguous tensor [entries]")
+            raise ValueError(f"{op}: with ranks, {kept} must be one contiguous tensor [entries]")
         self.packed = backup
         self.lists.append(ListArg("ranks", ranks, kind="ranks"))
 
-    def check(self, params: Sequence[Tensor]) -> None:
+    def check(self, params: Sequence[Tensor], lead: str = "params") -> None:
         """ValueError unless a packed backup goes with the dtype and device of every parameter."""
         if self.packed is None:
             return
         for i, p in enumerate(params):
             if p.dtype != self.packed.dtype or p.device != self.packed.device:
                 raise ValueError(
-                    f"{self.op}: params[{i}] is {p.dtype} on {p.device}, the packed backup is "
-                    f"{self.packed.dtype} on {self.packed.device}"
+                    f"{self.op}: {lead}[{i}] is {p.dtype} on {p.device}, the packed "
+                    f"{self.names[1]} is {self.packed.dtype} on {self.packed.device}"
                 )
 
     def of(self, group: Group) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """masks, backup and ranks of one group, as the dispatcher ops take them."""
-        lists = group.lists
+        lists, (words, kept) = group.lists, self.names
         if self.packed is None:
-            return lists["masks"], lists["backup"], []
-        return lists["masks"], [self.packed], lists["ranks"]
+            return lists[words], lists[kept], []
+        return lists[words], [self.packed], lists["ranks"]
 
     def mutated_lists(self) -> list[ListArg]:
         """What ``bump_versions`` has to know beyond the lists."""
         if self.packed is None or not self.mutated:
             return []
-        return [ListArg("backup", [self.packed], mutated=True)]
+        return [ListArg(self.names[1], [self.packed], mutated=True)]

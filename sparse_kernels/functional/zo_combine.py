@@ -3,109 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._check import ListArg, bump_versions, check_lists, grouped, opmath_dtype
-from ..reference import philox
 from ..reference.philox import derive_key
+from ._backup import BackupArgs
+from ._zo_stream import Numbers, check_coef, check_per_tensor, check_stream, numbers_of
 
 __all__ = ["derive_key", "zo_combine_", "zo_gram", "zo_norm2"]
-
-_ROUNDS = (7, 10)
-
-
-@dataclass(slots=True)
-class _Stream:
-    """The checked arguments that name random numbers, shared by the three ops."""
-
-    seed: int | Tensor
-    directions: Sequence[int] | Tensor | None
-    uids: list[int]
-    distribution: str
-    rounds: int
-
-    def on(self, device: torch.device, indices: list[int]) -> tuple:
-        """The schema's arguments from ``key`` to ``rounds`` for one group of tensors."""
-        key = self.seed
-        if not isinstance(key, Tensor):
-            signed = key - 2**64 if key >= 2**63 else key  # int64 holds the 64 bits
-            key = torch.tensor(signed, dtype=torch.int64, device=device)
-        first, table = 0, None
-        if isinstance(self.directions, Tensor):
-            table = self.directions.to(device=device, dtype=torch.int64).contiguous()
-        elif self.directions:
-            first = self.directions[0]
-            if list(self.directions) != list(range(first, first + len(self.directions))):
-                table = torch.tensor(self.directions, dtype=torch.int64, device=device)
-        uids = [self.uids[i] for i in indices]
-        return key.to(device), table, first, uids, self.distribution, self.rounds
-
-
-def _check_stream(
-    op: str,
-    count: int,
-    q: int,
-    seed: int | Tensor,
-    directions: Sequence[int] | Tensor | None,
-    uids: Sequence[int] | None,
-    distribution: str,
-    rounds: int,
-) -> _Stream:
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise ValueError(f"{op}: seed must be an int or an int64 tensor with one element")
-    elif not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"{op}: seed must be in [0, 2^64), got {seed!r}")
-    if q < 1:
-        raise ValueError(f"{op}: at least one direction is needed, got {q}")
-    if directions is not None:
-        if isinstance(directions, Tensor) and (
-            directions.dim() != 1 or directions.dtype not in (torch.int64, torch.int32)
-        ):
-            raise ValueError(f"{op}: directions must be a 1-D int64 or int32 tensor, or a list")
-        given = len(directions)
-        if given != q:
-            raise ValueError(f"{op}: directions has {given} entries, coef has {q}")
-        if not isinstance(directions, Tensor):
-            for i, d in enumerate(directions):
-                if not 0 <= d < philox.KDF_DIRECTION:
-                    raise ValueError(f"{op}: directions[{i}] must be in [0, 2^32 - 1), got {d}")
-    if uids is None:
-        uids = range(count)
-    if len(uids) != count:
-        raise ValueError(f"{op}: uids has {len(uids)} entries, tensors has {count}")
-    for i, u in enumerate(uids):
-        if not 0 <= u < 2**32:
-            raise ValueError(f"{op}: uids[{i}] must be in [0, 2^32), got {u}")
-    if distribution not in philox.DISTRIBUTIONS:
-        names = " or ".join(repr(n) for n in philox.DISTRIBUTIONS)
-        raise ValueError(f"{op}: distribution must be {names}, got {distribution!r}")
-    if rounds not in _ROUNDS:
-        raise ValueError(f"{op}: rounds must be 7 or 10, got {rounds}")
-    return _Stream(seed, directions, list(uids), distribution, rounds)
-
-
-def _coef_tensor(op: str, coef: Sequence[float] | Tensor) -> Tensor:
-    c = coef if isinstance(coef, Tensor) else torch.tensor(list(coef), dtype=torch.float64)
-    if c.dim() != 1 or not c.dtype.is_floating_point:
-        raise ValueError(f"{op}: coef must be a 1-D floating tensor or a list of numbers")
-    return c.contiguous()
-
-
-def _per_tensor(
-    op: str, name: str, value: float | Sequence[float] | Tensor | None, count: int
-) -> Tensor | None:
-    if value is None:
-        return None
-    t = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-    if t.dim() == 0:
-        t = t.expand(count)
-    if t.shape != (count,):
-        raise ValueError(f"{op}: {name} must be a number or have one entry per tensor ({count})")
-    return t
 
 
 def _check_sumsq(op: str, sumsq: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -121,19 +28,22 @@ def _check_sumsq(op: str, sumsq: Tensor, tensors: Sequence[Tensor]) -> None:
 
 def zo_combine_(
     tensors: Sequence[Tensor],
-    coef: Sequence[float] | Tensor,
+    coef: Numbers,
     *,
     seed: int | Tensor,
     directions: Sequence[int] | Tensor | None = None,
     uids: Sequence[int] | None = None,
+    firsts: Sequence[int] | None = None,
     distribution: str = "normal",
     rounds: int = 10,
-    src: Sequence[Tensor] | None = None,
+    rng_math: str = "portable",
+    src: Sequence[Tensor] | Tensor | None = None,
     mask: Sequence[Tensor] | None = None,
-    backup: Sequence[Tensor] | None = None,
+    backup: Sequence[Tensor] | Tensor | None = None,
+    ranks: Sequence[Tensor] | None = None,
     sumsq: Tensor | None = None,
-    alpha: float | Sequence[float] | Tensor | None = None,
-    gamma: float | Sequence[float] | Tensor | None = None,
+    alpha: float | Numbers | None = None,
+    gamma: float | Numbers | None = None,
     backend: str | None = None,
 ) -> None:
     """Add a sum of random directions to a list of tensors, in one pass for any number of them.
@@ -148,11 +58,21 @@ def zo_combine_(
         seed: 64-bit stream key, an int or an int64 tensor with one element (its bits).
         directions: q direction numbers in [0, 2^32 - 1); default 0 ... q - 1.
         uids: parameter number of each tensor, in [0, 2^32); default the list positions.
+        firsts: index in its parameter of each tensor's first element, in [0, 2^62): the tensors are
+            shards, contiguous in row-major order; default 0.
         distribution: "normal" or "rademacher" (+1 or -1).
         rounds: Philox rounds, 10 or 7 (another stream).
-        src: tensors like ``tensors`` that the sum is added to; default ``tensors`` themselves.
+        rng_math: "portable", or "fast": the cuda backend may take the hardware's approximate
+            functions for normals (errors of about 1e-5; not the same bits elsewhere). Others draw
+            portable normals.
+        src: tensors like ``tensors``, or float32 ones under 16-bit ``tensors``, that the sum is
+            added to; default ``tensors`` themselves. With ``ranks`` the packed tensor of a backup.
         mask: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.
         backup: tensors like ``tensors`` (mutated): their original bits, written in the same pass.
+            With ``ranks`` one flat tensor (mutated) of the tensors' dtype that takes the entries
+            with bit 1 alone.
+        ranks: where each mask's entries stand in a packed ``src`` or ``backup`` (``mask_ranks``);
+            one of the two is then given, and all tensors are of one dtype and device.
         sumsq: float64 tensor with one element (mutated): sum over the masked entries of the squared
             direction sum, before gamma and before rounding. One device and dtype only.
         alpha: factor on ``src``, a number or one per tensor; default 1.
@@ -177,46 +97,65 @@ def zo_combine_(
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     op = "zo_combine_"
-    args = [
-        ListArg("tensors", tensors, mutated=True),
-        ListArg("src", src),
-        ListArg("mask", mask, kind="words"),
-        ListArg("backup", backup, mutated=True),
-    ]
+    packed_src = ranks is not None and src is not None
+    if packed_src and backup is not None:
+        raise ValueError(f"{op}: with ranks, give src or backup, not both")
+    args = [ListArg("tensors", tensors, mutated=True)]
+    if packed_src:
+        kept = BackupArgs(
+            op, mask, src, ranks, mutated=False, optional=False, names=("mask", "src")
+        )
+    else:
+        names = ("mask", "backup")
+        kept = BackupArgs(op, mask, backup, ranks, mutated=True, optional=True, names=names)
+        args.append(ListArg("src", src, kind=_source_kind(tensors, src)))  # type: ignore[arg-type]
+    args += kept.lists
     whole = check_lists(op, args)
-    c = _coef_tensor(op, coef)
-    stream = _check_stream(
-        op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
+    kept.check(tensors, "tensors")
+    c = check_coef(op, coef)
+    count, q = len(tensors), len(c)
+    stream = check_stream(
+        op, count, q, seed, directions, uids, firsts, distribution, rounds, rng_math
     )
-    a, g_ = (
-        _per_tensor(op, "alpha", alpha, len(tensors)),
-        _per_tensor(op, "gamma", gamma, len(tensors)),
-    )
+    factors = [check_per_tensor(op, n, v, count) for n, v in (("alpha", alpha), ("gamma", gamma))]
     groups = grouped(op, backend, args, ordered=True, whole=whole)
     if sumsq is not None:
         _check_sumsq(op, sumsq, tensors)
         if not tensors:
             sumsq.zero_()
+    every = list(range(q))
     for g in groups:
         math = opmath_dtype(g.dtype)
-        factors = [None if t is None else t[g.indices].to(g.device, math) for t in (a, g_)]
-        lists = g.lists
+        words, saved, table = kept.of(g)
+        source, saved = (saved, []) if packed_src else (g.lists["src"], saved)
         g.run(
-            lists["tensors"], lists["src"], c.to(g.device, math), *stream.on(g.device, g.indices),
-            lists["mask"], lists["backup"], *factors, sumsq,
+            g.lists["tensors"], source, numbers_of(c, every, math, g.device),
+            *stream.on(g.device, g.indices), words, saved, table,
+            *(numbers_of(f, g.indices, math, g.device) for f in factors), sumsq,
         )  # fmt: skip
-    bump_versions([*args, ListArg("sumsq", None if sumsq is None else [sumsq], mutated=True)])
+    summed = ListArg("sumsq", None if sumsq is None else [sumsq], mutated=True)
+    bump_versions([*args, *kept.mutated_lists(), summed])
+
+
+def _source_kind(tensors: Sequence[Tensor], src: object) -> str:
+    """Sources have the dtype of the tensors, or all of them that of their arithmetic."""
+    if not isinstance(src, (list, tuple)) or not src or not isinstance(src[0], Tensor):
+        return "same"
+    lead = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else None
+    return "same" if not isinstance(lead, Tensor) or src[0].dtype == lead.dtype else "opmath"
 
 
 def zo_norm2(
     tensors: Sequence[Tensor],
-    coef: Sequence[float] | Tensor,
+    coef: Numbers,
     *,
     seed: int | Tensor,
     directions: Sequence[int] | Tensor | None = None,
     uids: Sequence[int] | None = None,
+    firsts: Sequence[int] | None = None,
     distribution: str = "normal",
     rounds: int = 10,
+    rng_math: str = "portable",
     mask: Sequence[Tensor] | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -227,7 +166,8 @@ def zo_norm2(
 
     Args:
         tensors: shapes, dtype (of the arithmetic) and device of the parameters.
-        coef, seed, directions, uids, distribution, rounds, mask, backend: as in ``zo_combine_``.
+        coef, seed, directions, uids, firsts, distribution, rounds, rng_math, mask, backend: as in
+            ``zo_combine_``.
 
     Returns:
         float64 0-dim tensor on the device of ``tensors[0]``; 0 for an empty list.
@@ -241,15 +181,16 @@ def zo_norm2(
         tensor(40., dtype=torch.float64)
     """
     op = "zo_norm2"
-    c = _coef_tensor(op, coef)
+    c = check_coef(op, coef)
     parts = []
     args = [ListArg("tensors", tensors), ListArg("mask", mask, kind="words")]
     whole = check_lists(op, args)
-    stream = _check_stream(
-        op, len(tensors), c.numel(), seed, directions, uids, distribution, rounds
+    count, q = len(tensors), len(c)
+    stream = check_stream(
+        op, count, q, seed, directions, uids, firsts, distribution, rounds, rng_math
     )
     for g in grouped(op, backend, args, ordered=True, whole=whole):
-        on_device = c.to(device=g.device, dtype=opmath_dtype(g.dtype))
+        on_device = numbers_of(c, list(range(q)), opmath_dtype(g.dtype), g.device)
         drawn = stream.on(g.device, g.indices)
         parts.append(g.run(g.lists["tensors"], on_device, *drawn, g.lists["mask"]))
     return _total(parts, torch.zeros((), dtype=torch.float64))
@@ -262,8 +203,10 @@ def zo_gram(
     seed: int | Tensor,
     directions: Sequence[int] | Tensor | None = None,
     uids: Sequence[int] | None = None,
+    firsts: Sequence[int] | None = None,
     distribution: str = "normal",
     rounds: int = 10,
+    rng_math: str = "portable",
     mask: Sequence[Tensor] | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -272,7 +215,8 @@ def zo_gram(
     Args:
         tensors: shapes and device of the parameters; no element is read.
         num_directions: q, the size of the matrix.
-        seed, directions, uids, distribution, rounds, mask, backend: as in ``zo_combine_``.
+        seed, directions, uids, firsts, distribution, rounds, rng_math, mask, backend: as in
+            ``zo_combine_``.
 
     Returns:
         float64 tensor [q, q], symmetric, on the device of ``tensors[0]``. Rademacher entries are
@@ -291,7 +235,10 @@ def zo_gram(
     args = [ListArg("tensors", tensors), ListArg("mask", mask, kind="words")]
     whole = check_lists(op, args)
     q = num_directions
-    stream = _check_stream(op, len(tensors), q, seed, directions, uids, distribution, rounds)
+    count = len(tensors)
+    stream = check_stream(
+        op, count, q, seed, directions, uids, firsts, distribution, rounds, rng_math
+    )
     for g in grouped(op, backend, args, ordered=True, whole=whole):
         drawn = stream.on(g.device, g.indices)
         parts.append(g.run(g.lists["tensors"], q, *drawn, g.lists["mask"]))

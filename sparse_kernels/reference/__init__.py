@@ -18,6 +18,7 @@ from .restore import restore_ref
 from .restore_adamw import restore_adamw_ref
 from .restore_sgd import restore_sgd_ref
 from .zo_combine import zo_combine_ref, zo_gram_ref, zo_norm2_ref
+from .zo_key import zo_key_ref
 
 __all__ = [
     "adabreg_step_ref",
@@ -37,5 +38,6 @@ __all__ = [
     "topk_write_ref",
     "zo_combine_ref",
     "zo_gram_ref",
+    "zo_key_ref",
     "zo_norm2_ref",
 ]

@@ -1,4 +1,7 @@
-"""zo_combine_ and its read-only twins: sums of regenerated random directions."""
+"""zo_combine_ and its read-only twins: sums of regenerated random directions.
+
+``math`` lets a backend approximate; the reference never does.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import philox
+from ._backup import save, unperturbed
 from ._common import chunk_sums, keep_bits, opmath_dtype, sequential_sum, store, to_opmath
 
 
@@ -28,14 +32,18 @@ def direction_sum(
     key: Tensor,
     directions: list,
     uid: int,
+    first: int,
     distribution: str,
     rounds: int,
 ) -> Tensor:
-    """s = sum_k coef[k] z_k over one flat tensor, in the math dtype, k ascending."""
+    """s = sum_k coef[k] z_k over one flat tensor, in the math dtype, k ascending.
+
+    Element 0 has index ``first`` in the stream.
+    """
     draw = philox.DISTRIBUTIONS[distribution]
     s = torch.zeros(numel, dtype=opmath_dtype(dtype), device=key.device)
     for k, direction in enumerate(directions):
-        s = _fma(coef[k], draw(key, uid, direction, 0, numel, rounds), s)
+        s = _fma(coef[k], draw(key, uid, direction, first, numel, rounds), s)
     return s
 
 
@@ -47,27 +55,35 @@ def zo_combine_ref(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
     distribution: str,
     rounds: int,
+    math: str,
     masks: list[Tensor],
     backup: list[Tensor],
+    ranks: list[Tensor],
     alpha: Tensor | None,
     gamma: Tensor | None,
     sumsq: Tensor | None,
 ) -> None:
     words = direction_words(directions, first_direction, coef.numel())
+    firsts = firsts or [0] * len(tensors)
     partials = []
     for i, dst in enumerate(tensors):
-        s = direction_sum(dst.numel(), dst.dtype, coef, key, words, uids[i], distribution, rounds)
+        s = direction_sum(
+            dst.numel(), dst.dtype, coef, key, words, uids[i], firsts[i], distribution, rounds
+        )
         keep = keep_bits(masks[i], dst.numel()) if masks else None
         if sumsq is not None:
             square = s * s
             partials.append(
                 chunk_sums(square if keep is None else square.where(keep, s.new_zeros(())))
             )
-        if backup:
-            backup[i].copy_(dst)
-        source = to_opmath(src[i] if src else dst)
+        save(dst, i, masks, backup, ranks)
+        if src and ranks and not backup:  # packed: one tensor for all
+            source = to_opmath(unperturbed(dst, i, masks, src, ranks))
+        else:
+            source = to_opmath(src[i] if src else dst)
         if alpha is not None:
             source = alpha[i] * source
         if gamma is not None:
@@ -84,14 +100,19 @@ def zo_norm2_ref(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
     distribution: str,
     rounds: int,
+    math: str,
     masks: list[Tensor],
 ) -> Tensor:
     words = direction_words(directions, first_direction, coef.numel())
+    firsts = firsts or [0] * len(tensors)
     partials = []
     for i, t in enumerate(tensors):
-        s = direction_sum(t.numel(), t.dtype, coef, key, words, uids[i], distribution, rounds)
+        s = direction_sum(
+            t.numel(), t.dtype, coef, key, words, uids[i], firsts[i], distribution, rounds
+        )
         square = s * s
         if masks:
             square = square.where(keep_bits(masks[i], t.numel()), s.new_zeros(()))
@@ -106,17 +127,20 @@ def zo_gram_ref(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
     distribution: str,
     rounds: int,
+    math: str,
     masks: list[Tensor],
 ) -> Tensor:
     words = direction_words(directions, first_direction, q)
     draw = philox.DISTRIBUTIONS[distribution]
     device = tensors[0].device
+    firsts = firsts or [0] * len(tensors)
     partials: list[list[Tensor]] = [[] for _ in range(q * q)]
     for i, t in enumerate(tensors):
         n = t.numel()
-        z = [draw(key, uids[i], d, 0, n, rounds) for d in words]
+        z = [draw(key, uids[i], d, firsts[i], n, rounds) for d in words]
         if masks:
             keep = keep_bits(masks[i], n)
             z = [row.where(keep, row.new_zeros(())) for row in z]

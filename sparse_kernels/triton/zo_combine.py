@@ -53,10 +53,13 @@ def zo_combine_triton(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
     distribution: str,
     rounds: int,
+    math: str,
     masks: list[Tensor],
     backup: list[Tensor],
+    ranks: list[Tensor],
     alpha: Tensor | None,
     gamma: Tensor | None,
     sumsq: Tensor | None,
@@ -97,8 +100,10 @@ def zo_norm2_triton(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
     distribution: str,
     rounds: int,
+    math: str,
     masks: list[Tensor],
 ) -> Tensor:
     """Sum of the squared combination, float64 0-dim; no tensor is read."""
@@ -125,8 +130,10 @@ def zo_gram_triton(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
     distribution: str,
     rounds: int,
+    math: str,
     masks: list[Tensor],
 ) -> Tensor:
     """Gram matrix of the directions, float64 [q, q]; no tensor is read."""

@@ -29,8 +29,8 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     uids = [3, 1, 2, 0]
     scale = torch.full((4,), 0.5, dtype=wide, device=device)
     sumsq = torch.zeros((), dtype=torch.float64, device=device)
-    plain = (key, None, 0, uids, "normal", 10, [])
-    other = (key, table, 0, uids, "rademacher", 7, masks)
+    plain = (key, None, 0, uids, [], "normal", 10, "portable", [])
+    other = (key, table, 0, uids, [], "rademacher", 7, "portable", masks)
     norm = torch.tensor(2.0, dtype=wide, device=device)
     rows = torch.linspace(0.1, 1.0, 5, dtype=wide, device=device)
     bools = [t > 0 for t in a]
@@ -86,11 +86,12 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
             (a, "random", key, firsts, heights, widths, 1, 3, False, words),
         ],
         "zo_combine_": [
-            (a, [], coef, *plain, [], None, None, None),
-            (a, b, coef, *other, c, scale, scale, sumsq),
+            (a, [], coef, *plain, [], [], None, None, None),
+            (a, b, coef, *other, c, [], scale, scale, sumsq),
         ],
         "zo_norm2": [(a, coef, *plain), (a, coef, *other)],
         "zo_gram": [(a, 2, *plain), (a, 2, *other)],
+        "zo_key_": [(key, torch.tensor(2**32 - 1, device=device), pool, 0x80000001)],
         "linbreg_step_": [
             (a, b, duals, [], [], 0.1, 0.2, 1.0, 0.0, "sgd", False, 0.0, False),
             (a, b, [], first, [], 0.1, 0.2, 2.0, 0.9, "ema", False, 0.1, True),

@@ -56,7 +56,8 @@ class Stream:
 
     def arguments(self, uids: list[int]) -> tuple:
         """What the schema has between the coefficients and the masks."""
-        return (self.key, self.words, self.first, uids, self.distribution, self.rounds)
+        named = (self.key, self.words, self.first, uids, [])
+        return (*named, self.distribution, self.rounds, "portable")
 
 
 def uids_of(sizes) -> list[int]:
@@ -88,7 +89,16 @@ def check_zo_combine(core, lists: Lists, kind: str, distribution: str, call: tup
     total = torch.zeros((), dtype=torch.float64) if sumsq else None
     wanted, wanted_backup = clones(tensors), clones(backup)
     reference.zo_combine_ref(
-        wanted, src, stream.coef, *stream.arguments(uids), masks, wanted_backup, alpha, gamma, total
+        wanted,
+        src,
+        stream.coef,
+        *stream.arguments(uids),
+        masks,
+        wanted_backup,
+        [],
+        alpha,
+        gamma,
+        total,
     )
     run = run_of(
         core, lists.sizes, [tensors, src or tensors], masks=masks, backup=backup, uids=uids
