@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,10 @@ class Moved:
     def arguments(self) -> dict[str, Any]:
         """backup, masks and ranks by name."""
         return {"backup": self.backup, "masks": self.masks, "ranks": self.ranks}
+
+    def of(self, params: Container[Tensor]) -> bool:
+        """Whether its tensors are among these."""
+        return all(p in params for p in self.params)
 
     def where(self, wanted: Callable[[Tensor], bool]) -> Moved | None:
         """The part over the wanted parameters; None if there is none."""

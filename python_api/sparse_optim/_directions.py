@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_kernels import derive_key, restore_, zo_combine_, zo_gram, zo_norm2
+from sparse_kernels import zo_gram, zo_norm2
 
-from ._bitmask import BitMask
+from ._coordinates import CoordinateSweeps
+from ._loss_sync import LossSync
 from ._stream import Stream
-from ._support import BufferGuard, as_loss, rng_state, set_rng_state
+from ._support import BufferGuard, is_capturing, rng_state, set_rng_state
+from ._sweeps import (
+    RESTORES,
+    Backups,
+    ExactSweeps,
+    MasterSweeps,
+    ReplaySweeps,
+    Sweeps,
+)
 
 
 @dataclass(frozen=True)
@@ -23,72 +32,221 @@ class Probe:
     """What the last probe measured; tensors stay on the device.
 
     Attributes:
-        losses: [m, 2], loss at w + delta z_i and at w - delta z_i; float32 (float64 if given so).
-        coef: [m] float64, (l+ - l-) / (2 delta), 0 where a loss tied or was not finite.
+        losses: [m, 2], loss at w + delta z_i and at w - delta z_i (forward difference: at w);
+            float32 (float64 if given so, or averaged over ranks).
+        coef: [m] float64, directional derivatives, 0 where a loss tied or was not finite.
         smoothing: delta.
-        key: 64-bit stream key K of this probe.
-        step: probe counter t that gave the key.
-        ascent: [m] float64, coefficients of e (ZO-SAM; None for MeZO).
+        key: int64, the bits of the 64-bit stream key K of this probe.
+        step: int64, probe counter t that gave the key.
+        ascent: [m] float64, coefficients of e on the drawn normals or signs (ZO-SAM; None for
+            MeZO).
     """
 
     losses: Tensor
     coef: Tensor
     smoothing: float
-    key: int
-    step: int
+    key: Tensor
+    step: Tensor
     ascent: Tensor | None = None
 
 
 class Directions(Stream):
-    """Applies the directions of one optimizer and measures losses along them."""
+    """Applies the directions of one optimizer and measures losses along them.
+
+    Args:
+        num_directions, smoothing, distribution, seed, rounds, math, backend: as in ``Stream``.
+        pair_rng: give every forward of a probe the random state of the first.
+        restore, allow_drift: how the weights come back, see ``ZOSAM``.
+        sync: averages losses over ranks.
+    """
+
+    def __init__(
+        self,
+        num_directions: int,
+        smoothing: float | None,
+        distribution: str,
+        seed: int | None,
+        rounds: int,
+        math: str,
+        backend: str,
+        *,
+        pair_rng: bool,
+        restore: str,
+        allow_drift: bool,
+        sync: LossSync,
+    ) -> None:
+        super().__init__(num_directions, smoothing, distribution, seed, rounds, math, backend)
+        if distribution == "coordinate" and smoothing is None:
+            raise ValueError("distribution='coordinate' needs a smoothing")
+        if restore not in RESTORES:
+            raise ValueError(f"restore must be one of {RESTORES}, got {restore!r}")
+        if distribution == "coordinate" and (restore != "exact" or sync.sharded):
+            raise ValueError("distribution='coordinate' needs restore='exact' and whole parameters")
+        self.restore_mode = restore
+        self.pair_rng, self.allow_drift, self.sync = bool(pair_rng), bool(allow_drift), sync
+        self.live: dict[Tensor, Tensor] = {}  #: 16-bit weights by their float32 master
+        self.ties: Tensor | None = None
+        self.nonfinite: Tensor | None = None
+        self._backups = Backups()
+        self._checked_rounding = False
+        self._scale: Tensor | None = None  # of each direction of the present probe, on the sphere
+        self._gram: Tensor | None = None
+        self._active: tuple[Any, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backups": Backups(), "_gram": None, "_scale": None}
+
+    # -- what moves --------------------------------------------------------------------------
+
+    def words(self, params: Sequence[Tensor]) -> list[Tensor] | None:
+        """Packed masks of these parameters; one added after the mask is all ones."""
+        return self.masked.words(params)
+
+    def num_active(self, params: Sequence[Tensor]) -> int:
+        """d, entries that move, over all shards."""
+        if not self.sync.sharded:
+            return self.masked.live(params)
+        words = self.words(params)
+        known = (tuple(map(id, params)), None if words is None else tuple(map(id, words)))
+        if self._active is None or self._active[0] != known:
+            held = sum(t.numel() for t in self.local(params))
+            count = torch.tensor(float(held if words is None else self.masked.live(params)))
+            total = self.sync.over_shards(count.to(self.local(params)[0].device, torch.float64))
+            self._active = (known, int(total))
+        return self._active[1]
+
+    def begin(self, where: str, params: list[Tensor]) -> Sweeps:
+        """Draw the key of a probe and get ready to move the parameters.
+
+        Raises:
+            ValueError: the directions, masters or dtypes do not fit the parameters.
+        """
+        local, count = self.local(params), self.num_active(params)
+        self._check_modes(where, local, count)
+        home = local[0].device
+        self.seed_word = self.sync.shared_seed(self.seed_word.to(home))
+        self.number = self.sync.stream_number
+        sweeps = self.sweeps_for(params, self.next_key(home))
+        if self.distribution == "sphere":
+            self._scale = (count / self._squares(params, sweeps.key)).sqrt()
+        return sweeps
+
+    def sweeps_for(self, params: list[Tensor], key: Tensor) -> Sweeps:
+        """Get ready to move the parameters along the directions of a key."""
+        self._gram = self._scale = None
+        local, words, mask = self.local(params), self.words(params), self.masked.over(params)
+        if self.live:
+            return MasterSweeps(self, key, params, words, self.live)
+        if self.restore_mode == "replay":
+            return ReplaySweeps(self, key, params, words)
+        if self.distribution == "coordinate":
+            return CoordinateSweeps(self, key, params, self._backups.whole(local, words))
+        parts = self._backups.parts(local, mask, self.masked.live(params))
+        return ExactSweeps(self, key, params, parts)
+
+    def _check_modes(self, where: str, local: list[Tensor], count: int) -> None:
+        most = CoordinateSweeps.MOST
+        if self.distribution == "coordinate" and not self.num_directions == count <= most:
+            raise ValueError(
+                f"{where}: distribution='coordinate' needs num_directions = active entries <= "
+                f"{most}; there are {count}, num_directions is {self.num_directions}"
+            )
+        if self.restore_mode != "replay" or self.allow_drift:
+            return
+        for t in local:
+            if t.dtype in (torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"{where}: restore='replay' makes {t.dtype} weights drift; use 'exact', or "
+                    "allow_drift=True"
+                )
+
+    # -- losses ------------------------------------------------------------------------------
 
     def losses(
         self,
         where: str,
         closure: Callable[[], Any],
-        params: list[Tensor],
-        backups: list[Tensor],
+        sweeps: Sweeps,
         delta: float,
         guard: BufferGuard,
+        count: Callable[[], int],
+        *,
         training_forward_follows: bool,
-    ) -> tuple[Tensor, int, Tensor | None]:
-        """Losses [m, 2] at w + delta z_i and w - delta z_i, the key, and ||delta z_0||^2 if free.
+        one_sided: bool = False,
+        directions: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses [m, 2] at w + delta z_i and w - delta z_i, and ||delta z_0||^2 if it came free.
 
-        Every sweep after the first starts from the backup, so nothing drifts. If a training forward
-        follows, guarded buffers and random states are left for it; else the first forward counts.
-        Weights are left at the last probe point; whoever calls this restores them.
+        ``one_sided``: at w + delta z_i and at w. If a training forward follows, guarded buffers and
+        random states are left for it; else the first forward counts. Weights are left at the last
+        point; whoever calls this restores them. ``count`` gives the number of parameters;
+        ``directions`` default to all.
         """
-        key = derive_key(self.seed, self.probe_count)
-        self.probe_count += 1
-        named = self.stream(params, key)
-        alike = len({(p.device, p.dtype) for p in params}) == 1
-        home = params[0].device
-        sumsq = torch.zeros((), dtype=torch.float64, device=home) if alike else None
-        state = rng_state({p.device for p in params}) if self.pair_rng else None
-        values: list[Tensor] = []
+        home, before = sweeps.key.device, count()
+        numbers = range(self.num_directions) if directions is None else directions
+        points = [(i, sign) for i in numbers for sign in (1.0, -1.0)]
+        if one_sided:
+            points = [(0, 0.0), *((i, 1.0) for i in numbers)]
+        sumsq = self._room_for_norm(sweeps, home)
+        if self.pair_rng and is_capturing():
+            raise RuntimeError(f"{where}: pair_rng=False is needed while a CUDA graph is captured")
+        random = rng_state({p.device for p in sweeps.params}) if self.pair_rng else None
+        values: list[Tensor | None] = []
+        fresh = True  # the weights stand at w
         guard.save()
-        for i in range(self.num_directions):
-            for sign in (1.0, -1.0):
-                first = not values
-                zo_combine_(
-                    params, [sign * delta], directions=[i], src=None if first else backups,
-                    backup=backups if first else None, sumsq=sumsq if first else None, **named,
-                )  # fmt: skip
-                if first:
-                    self._check_rounding(where, params, backups, sumsq)
-                elif state is not None:
-                    set_rng_state(state)
-                values.append(as_loss(where, closure()).to(home))
-                if first and not training_forward_follows:
-                    guard.save()  # this forward is the one that counts
-                guard.put_back()
-        if state is not None and training_forward_follows:
-            set_rng_state(state)
-        wide = any(v.dtype == torch.float64 for v in values)
-        stacked = torch.stack([v.to(torch.float64 if wide else torch.float32) for v in values])
-        return stacked.reshape(-1, 2), key, sumsq
+        for i, sign in points:
+            if sign != 0.0:
+                self.sweep(sweeps, [sign * delta], [i], sumsq=sumsq if fresh else None)
+                if fresh:
+                    self._check_rounding(where, sweeps, sumsq)
+                fresh = False
+            if values and random is not None:
+                set_rng_state(random)
+            values.append(self.sync.loss(where, closure(), home))
+            if count() != before:
+                raise RuntimeError(
+                    f"{where}: the loss closure changed the number of parameters from {before} to "
+                    f"{count()}"
+                )
+            if len(values) == 1 and not training_forward_follows:
+                guard.save()  # this forward is the one that counts
+            guard.put_back()
+        if random is not None and training_forward_follows:
+            set_rng_state(random)
+        found = self.sync.average(values)
+        if one_sided:
+            found = torch.stack((found[1:], found[:1].expand(len(found) - 1)), 1)
+        return found.reshape(-1, 2), sumsq
 
-    def coefficients(self, losses: Tensor, delta: float) -> Tensor:
+    def sweep(
+        self,
+        sweeps: Sweeps,
+        coef: Sequence[float] | Tensor,
+        directions: list[int],
+        **more: Any,
+    ) -> None:
+        """Move to w + sum_k coef[k] z_k; sphere directions are drawn as normals and scaled."""
+        sweeps.to(self.on_drawn(coef, directions, sweeps.key.device), directions, **more)
+
+    def on_drawn(
+        self, coef: Sequence[float] | Tensor, directions: list[int], home: torch.device
+    ) -> Tensor:
+        """Coefficients of the drawn normals or signs, float64 on the device."""
+        if not isinstance(coef, Tensor):
+            parts = [torch.full((), c, dtype=torch.float64, device=home) for c in coef]
+            coef = torch.stack(parts)  # filled on the device: nothing is waited for
+        if self._scale is None:
+            return coef
+        return coef * torch.stack([self._scale[i] for i in directions])
+
+    def _room_for_norm(self, sweeps: Sweeps, home: torch.device) -> Tensor | None:
+        local = self.local(sweeps.params)
+        alike = len({(t.device, t.dtype) for t in local}) == 1
+        if not alike or self.distribution not in ("normal", "rademacher"):
+            return None
+        return torch.zeros((), dtype=torch.float64, device=home)
+
+    def coefficients(self, losses: Tensor, delta: float, one_sided: bool = False) -> Tensor:
         """float64 [m] directional derivatives; ties and losses that are not finite give 0."""
         up, down = losses.double().unbind(1)
         finite = up.isfinite() & down.isfinite()
@@ -98,98 +256,84 @@ class Directions(Stream):
             self.nonfinite = torch.zeros_like(self.ties)
         self.ties += tie.sum()
         self.nonfinite += (~finite).sum()
-        return torch.where(finite & ~tie, (up - down) / (2.0 * delta), 0.0)
+        width = delta if one_sided else 2.0 * delta
+        return torch.where(finite & ~tie, (up - down) / width, 0.0)
+
+    # -- lengths -----------------------------------------------------------------------------
+
+    def _drawn(self, params: list[Tensor], key: Tensor) -> dict[str, Any]:
+        return {"mask": self.words(params), **self.named(params, key)}
+
+    def _gram_matrix(self, params: list[Tensor], key: Tensor) -> Tensor:
+        if self._gram is None:
+            own = zo_gram(self.local(params), self.num_directions, **self._drawn(params, key))
+            self._gram = self.sync.over_shards(own.to(key.device))
+        return self._gram
+
+    def _squares(self, params: list[Tensor], key: Tensor) -> Tensor:
+        """Squared lengths [m] of the drawn directions."""
+        if self.num_directions > 1:
+            return self._gram_matrix(params, key).diagonal()
+        own = zo_norm2(self.local(params), [1.0], **self._drawn(params, key))
+        return self.sync.over_shards(own.to(key.device)).reshape(1)
 
     def ascent(
-        self,
-        coef: Tensor,
-        rho: float,
-        delta: float,
-        params: list[Tensor],
-        key: int,
-        sumsq: Tensor | None,
+        self, coef: Tensor, rho: float, delta: float, sweeps: Sweeps, sumsq: Tensor | None
     ) -> Tensor:
-        """a_i = rho c_i / sqrt(c' G c), 0 where that is 0/0; float64 on the device."""
+        """a_i = rho c_i / sqrt(c' G c), 0 where that is 0/0; float64 on the device.
+
+        On the drawn normals or signs: the scale of sphere directions is part of it.
+        """
+        params, key = sweeps.params, sweeps.key
         # a power of two changes no bit, and keeps the squares of huge and tiny slopes in range
         c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double())
-        if c.numel() > 1:
-            gram = zo_gram(params, c.numel(), **self.stream(params, key)).to(c.device)
-            square = c @ gram @ c
+        c = self.on_drawn(c, list(range(self.num_directions)), key.device)
+        if self.distribution == "coordinate":
+            square = c.square().sum()
+        elif c.numel() > 1:
+            square = c @ self._gram_matrix(params, key) @ c
         elif self.distribution == "rademacher":
             square = c[0].square() * self.num_active(params)
         elif sumsq is not None:
-            square = c[0].square() * (sumsq / delta**2)
+            square = c[0].square() * (self.sync.over_shards(sumsq) / delta**2)
         else:
-            square = c[0].square() * zo_norm2(params, [1.0], **self.stream(params, key)).to(
-                c.device
-            )
+            square = c[0].square() * self._squares(params, key)[0]
         return torch.where(square > 0.0, c * (rho / square.sqrt()), 0.0)
 
-    def _check_rounding(
-        self, where: str, params: list[Tensor], backups: list[Tensor], sumsq: Tensor | None
-    ) -> None:
+    def _check_rounding(self, where: str, sweeps: Sweeps, sumsq: Tensor | None) -> None:
         """Once: warn if 16-bit weights swallow the probe step."""
         if self._checked_rounding:
             return
         self._checked_rounding = True
-        if sumsq is None or params[0].dtype not in (torch.bfloat16, torch.float16):
+        tensors = list(self.live.values()) or self.local(sweeps.params)
+        if sumsq is None or tensors[0].dtype not in (torch.bfloat16, torch.float16):
             return
-        moved = torch.stack(
-            [
-                (p.float() - b.float()).double().square().sum()
-                for p, b in self._written(params, backups)
-            ]
-        )
-        ratio = float((moved.sum() / sumsq).sqrt()) if float(sumsq) > 0 else 1.0
+        moved = sweeps.squared_move()
+        if moved is None or is_capturing():
+            return
+        ratio = float((moved / sumsq).sqrt()) if float(sumsq) > 0 else 1.0
         if abs(ratio - 1.0) > 0.1:
             warnings.warn(
-                f"{where}: rounding to {params[0].dtype} changes the length of the probe step by a "
-                f"factor of {ratio:.2f}; use float32 weights or a larger smoothing",
-                stacklevel=4,
+                f"{where}: rounding to {tensors[0].dtype} changes the length of the probe step by "
+                f"a factor of {ratio:.2f}; use float32 weights or a larger smoothing",
+                stacklevel=5,
             )
 
-    def _written(self, params: list[Tensor], backups: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """(parameter, original) pairs; entries the mask leaves out are equal in both."""
-        if self.mask is None:
-            return list(zip(params, backups, strict=True))
-        before = [p.clone() for p in params]
-        restore_(before, backups, self.words(params), backend=self.backend)
-        return list(zip(params, before, strict=True))
+    # -- checkpoints -------------------------------------------------------------------------
 
+    def state(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            **super().state(groups),
+            "ties": None if self.ties is None else self.ties.clone(),
+            "nonfinite": None if self.nonfinite is None else self.nonfinite.clone(),
+        }
 
-class DirectionReport:
-    """Read access to the directions of an optimizer."""
-
-    _directions: Directions
-
-    @property
-    def num_directions(self) -> int:
-        """Directions per probe."""
-        return self._directions.num_directions
-
-    @property
-    def probe_count(self) -> int:
-        """t, probes drawn so far."""
-        return self._directions.probe_count
-
-    @property
-    def weight_mask(self) -> BitMask | None:
-        """The weight mask in force, over the trainable parameters in group order."""
-        return self._directions.mask
-
-    @property
-    def ties(self) -> Tensor | None:
-        """Directions dropped because both losses were equal; int64 on the device."""
-        return self._directions.ties
-
-    @property
-    def nonfinite(self) -> Tensor | None:
-        """Directions dropped because a loss was not finite; int64 on the device."""
-        return self._directions.nonfinite
-
-    def active_counts(self) -> dict[Tensor, int]:
-        """Ones of every parameter under the weight mask; empty without one."""
-        return self._directions.active_counts()
+    def load(self, where: str, groups: Sequence[dict[str, Any]], state: dict[str, Any]) -> None:
+        super().load(where, groups, state)
+        home = self.local([p for g in groups for p in g["params"]])[0].device
+        for name in ("ties", "nonfinite"):
+            value = state[name]
+            setattr(self, name, None if value is None else value.clone().to(home))
 
 
 def default_smoothing(rho: float, active: int) -> float:

@@ -59,6 +59,8 @@ class FusedBase:
         """Whether everything that was moved can be updated here."""
         if type(self.base) not in FUSED or _has_hooks(self.base):
             return False
+        if not all(isinstance(part, Moved) and part.of(group_of) for part in moved):
+            return False  # no copy to restore from, or of shards
         params = [p for part in moved for p in part.params if p.grad is not None]
         groups = {id(g): g for g in (group_of[p] for p in params)}.values()
         for g in groups:

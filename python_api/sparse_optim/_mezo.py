@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_kernels import restore_, zo_combine_
-
-from ._backup import WholeBackup
 from ._bitmask import BitMask
-from ._directions import DirectionReport, Directions, Probe
+from ._directions import Probe
 from ._support import BufferGuard, check_backend, check_number, trainable
+from ._sweeps import MasterSweeps, Sweeps
+from ._weight_mask import MaskOfParams, Masks, checked_masks
 from ._wrapper import STATE_KEY, STATE_VERSION
+from ._zo_options import ZeroOrder
 
 
-class MeZO(DirectionReport, Optimizer):
+class MeZO(ZeroOrder, Optimizer):
     """Gradient descent along random directions, without a backward.
 
     ``c_i = (L(w + delta z_i) - L(w - delta z_i)) / (2 delta)``,
@@ -30,26 +30,29 @@ class MeZO(DirectionReport, Optimizer):
         lr: step size, >= 0.
         num_directions: q >= 1 (2 q forwards a step).
         smoothing: delta > 0.
-        distribution: "normal" or "rademacher".
+        distribution: "normal", "rademacher", "sphere" or "coordinate", as in ``ZOSAM``; with
+            coordinates the update is the sum over all entries, not divided by q.
         weight_decay: decoupled decay, >= 0.
         seed: 64-bit base seed; None takes ``torch.initial_seed()``.
+        forward_difference: ``c_i = (L(w + delta z_i) - L(w)) / delta``, q + 1 forwards; biased by
+            ``delta z' H z / 2``.
         weight_mask: bool tensors (or None entries, all ones) over the trainable parameters, or a
             BitMask: entries with bit 0 are never written (Sparse-MeZO).
         bn_modules: module or modules whose buffers (running statistics) advance in a step's first
             forward only.
         pair_rng: give every forward of a step the random state of its first, so that dropout masks
             agree; the state advances by one forward per step.
-        uids: numbers of the parameters in the random stream; default from names, else their order.
-        rng_rounds: Philox rounds, 10 or 7 (another stream).
+        restore, allow_drift, live, sync, replica_group, shard_group, uids, firsts, rng_rounds,
+            rng_math: as in ``ZOSAM``. The exact mode doubles the memory of the weights that move.
+        replay_log: record key and coefficients of every step, see ``ReplayLog``.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Raises:
         ValueError: an argument is out of range.
 
     State:
-        None per parameter. A backup of the weights (itemsize bytes per parameter, reused, never
-        saved) makes the step exact: it doubles the memory of the weights. Seed, counters, uids and
-        the packed mask go to the checkpoint.
+        None per parameter. A backup of what moves (itemsize bytes per entry, reused, never saved)
+        makes the step exact. Seed, counters, uids and the packed mask go to the checkpoint.
 
     Source: MeZO, arXiv 2305.17333, algorithm 1.
 
@@ -72,34 +75,58 @@ class MeZO(DirectionReport, Optimizer):
         weight_decay: float = 0.0,
         seed: int | None = None,
         *,
-        weight_mask: Sequence[Tensor | None] | BitMask | None = None,
+        forward_difference: bool = False,
+        weight_mask: Masks | None = None,
         bn_modules: nn.Module | Iterable[nn.Module] | None = None,
         pair_rng: bool = True,
+        restore: str = "exact",
+        allow_drift: bool = False,
+        live: Sequence[Tensor] | None = None,
+        sync: str = "auto",
+        replica_group: Any = None,
+        shard_group: Any = None,
         uids: Sequence[int] | None = None,
+        firsts: Sequence[int] | None = None,
         rng_rounds: int = 10,
+        rng_math: str = "portable",
+        replay_log: bool = False,
         backend: str = "auto",
     ) -> None:
         check_number("smoothing", smoothing, 0.0, strict=True)
         self.backend = check_backend(backend)
         self._guard = BufferGuard(bn_modules)
-        self._copies = WholeBackup()
+        self.forward_difference = bool(forward_difference)
         self.last_probe: Probe | None = None
-        self._directions = Directions(
-            num_directions, smoothing, distribution, seed, rng_rounds, pair_rng, backend
-        )
+        self._probing = False
         defaults = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(params, defaults)
-        self._directions.assign_uids(self.param_groups, uids)
+        self._make_directions(
+            self.param_groups, num_directions=num_directions, smoothing=smoothing,
+            distribution=distribution, seed=seed, rng_rounds=rng_rounds, rng_math=rng_math,
+            pair_rng=pair_rng, restore=restore, allow_drift=allow_drift, sync=sync,
+            replica_group=replica_group, shard_group=shard_group, uids=uids, firsts=firsts,
+            live=live, replay_log=replay_log,
+        )  # fmt: skip
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its parameters get the next numbers of the stream and no mask."""
+        """Add a group; its parameters get the next numbers of the stream and no mask.
+
+        Raises:
+            RuntimeError: called by the loss closure, or the weights have float32 masters.
+            ValueError: an option is out of range.
+        """
         filled = {**self.defaults, **param_group}
         check_number("lr", filled["lr"], 0.0)
         check_number("weight_decay", filled["weight_decay"], 0.0)
+        made = "_directions" in self.__dict__
+        if self._probing or (made and self._directions.live):
+            raise RuntimeError(
+                "MeZO.add_param_group: not inside a loss closure, nor with live 16-bit weights"
+            )
         super().add_param_group(filled)
-        if self._directions.uids:
+        if made:
             self._directions.assign_uids(self.param_groups, None)
 
     @property
@@ -107,74 +134,117 @@ class MeZO(DirectionReport, Optimizer):
         """d, entries that take part."""
         return self._directions.num_active(trainable(self.param_groups))
 
-    def set_weight_mask(self, masks: Sequence[Tensor | None] | BitMask | None) -> None:
+    @property
+    def weight_mask(self) -> BitMask | None:
+        """The weight mask in force, over the trainable parameters in group order."""
+        return self._directions.masked.mask
+
+    def set_weight_mask(self, masks: Masks | None) -> None:
         """Say which entries take part; the others keep their bits.
+
+        Args:
+            masks: bool tensors (or None entries, all ones) over the trainable parameters in group
+                order, a BitMask such as a policy's ``compute`` gives, or None for no mask.
 
         Raises:
             ValueError: number, shape, dtype or device does not fit; the old mask stays.
         """
-        self._directions.set_mask(self.param_groups, masks)
+        taken: tuple[list[Tensor], BitMask | None] = ([], None)
+        if masks is not None:
+            self._refuse_shards_under_masks()
+            taken = checked_masks("weight_mask", self.param_groups, masks)
+        self._directions.masked.take(*taken)
 
     @torch.no_grad()
     def step(self, loss_closure: Callable[[], Any]) -> Tensor:  # type: ignore[override]
         """Take one step.
 
         Args:
-            loss_closure: runs a forward and returns the loss, a scalar; called 2 q times without
-                autograd, on the same samples. To use several micro-batches, return their mean.
+            loss_closure: runs a forward and returns the loss, a scalar; called 2 q times (q + 1
+                with ``forward_difference``) without autograd, on the same samples. To use several
+                micro-batches, return their mean.
 
         Returns:
             Mean of the losses, 0-dim, on the device.
 
         Raises:
-            ValueError: the closure returned no scalar. Weights are restored on every exception.
+            ValueError: the closure returned no scalar, or the directions do not fit the weights.
+                Weights are restored on every exception.
+            RuntimeError: nothing to train, or the closure changed the number of parameters or
+                called ``step``.
         """
         params, draw = trainable(self.param_groups), self._directions
         if not params:
             raise RuntimeError("MeZO.step: no parameter requires grad")
+        if self._probing:
+            raise RuntimeError("MeZO.step: called by its own loss closure")
         assert draw.smoothing is not None
-        backups = self._copies.of(params)
+        sweeps = draw.begin("MeZO.step", params)
+        step, one_sided = draw.counter - 1, self.forward_difference
+        self._probing = True
         try:
-            losses, key, _ = draw.losses(
-                "MeZO.step", loss_closure, params, backups, draw.smoothing, self._guard, False
-            )
-            coef = draw.coefficients(losses, draw.smoothing)
+            losses, _ = draw.losses(
+                "MeZO.step", loss_closure, sweeps, draw.smoothing, self._guard,
+                lambda: len(trainable(self.param_groups)), training_forward_follows=False,
+                one_sided=one_sided,
+            )  # fmt: skip
+            coef = draw.coefficients(losses, draw.smoothing, one_sided)
+            self._update(sweeps, coef)
         except BaseException:
-            restore_(params, backups, draw.words(params), backend=self.backend)
+            sweeps.restore()
             self._guard.put_back()
             raise
         finally:
+            self._probing = False
             self._guard.drop()
-        self._update(params, backups, coef, key)
-        self.last_probe = Probe(losses, coef, draw.smoothing, key, draw.probe_count - 1)
+        self.last_probe = Probe(losses, coef, draw.smoothing, sweeps.key, step)
+        if one_sided:  # the loss at w stands in every row
+            return (losses[:, 0].sum() + losses[0, 1]) / (len(losses) + 1)
         return losses.mean()
 
-    def _update(self, params: list[Tensor], backups: list[Tensor], coef: Tensor, key: int) -> None:
+    def _update(self, sweeps: Sweeps, coef: Tensor) -> None:
         """Restore and update in one sweep; groups with lr 0 get their bits back instead."""
-        draw = self._directions
+        draw, params = self._directions, sweeps.params
         lr_of = {p: float(g["lr"]) for g in self.param_groups for p in g["params"]}
         decay_of = {p: float(g["weight_decay"]) for g in self.param_groups for p in g["params"]}
-        saved = dict(zip(params, backups, strict=True))
-        still = [p for p in params if lr_of[p] == 0.0]
         moved = [p for p in params if lr_of[p] != 0.0]
+        still = [p for p in params if lr_of[p] == 0.0]
         if still:
-            restore_(still, [saved[p] for p in still], draw.words(still), backend=self.backend)
+            sweeps.restore(still)
         if not moved:
             return
         lr = max(lr_of[p] for p in moved)
-        alphas = [1.0 - lr_of[p] * decay_of[p] for p in moved]
-        gammas = [lr_of[p] / lr for p in moved]
-        scaled = coef * (-lr / draw.num_directions)
+        alphas = {p: 1.0 - lr_of[p] * decay_of[p] for p in moved}
+        gammas = {p: lr_of[p] / lr for p in moved}
+        share = 1 if draw.distribution == "coordinate" else draw.num_directions
+        numbers = list(range(draw.num_directions))
+        scaled = draw.on_drawn(coef * (-lr / share), numbers, sweeps.key.device)
         scaled = torch.where(scaled.float().isfinite(), scaled, 0.0)  # the sum runs in float32
-        zo_combine_(
-            moved, scaled, src=[saved[p] for p in moved],
-            alpha=None if set(alphas) == {1.0} else alphas,
-            gamma=None if set(gammas) == {1.0} else gammas, **draw.stream(moved, key),
-        )  # fmt: skip
+        if isinstance(sweeps, MasterSweeps):
+            sweeps.update(scaled, numbers, alphas, gammas, moved)
+            sweeps.restore(moved)
+        else:
+            sweeps.to(scaled, numbers, alphas=alphas, gammas=gammas, only=moved)
+        self._record(sweeps.key, scaled, moved, alphas, gammas)
+
+    def _check_targets(self) -> tuple[list[Tensor], float]:
+        assert self._directions.smoothing is not None
+        return trainable(self.param_groups), self._directions.smoothing
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups, seed, counters, uids and mask; never weights or directions."""
-        own = {"version": STATE_VERSION, "directions": self._directions.state(self.param_groups)}
+        """Groups, seed, counters, uids and mask; never weights or directions.
+
+        Raises:
+            RuntimeError: called by the loss closure.
+        """
+        if self._probing:
+            raise RuntimeError("MeZO.state_dict: the weights are perturbed")
+        draw = self._directions
+        own = {
+            "version": STATE_VERSION,
+            "directions": draw.state(self.param_groups),
+            "weights": draw.masked.state(self.param_groups),
+        }
         return {**super().state_dict(), STATE_KEY: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -183,16 +253,15 @@ class MeZO(DirectionReport, Optimizer):
         Raises:
             ValueError: the groups do not fit, or it is no checkpoint of this class.
         """
-        extra = state_dict.get(STATE_KEY)
+        where, extra = "MeZO.load_state_dict", state_dict.get(STATE_KEY)
         if extra is None or extra.get("version") != STATE_VERSION:
-            raise ValueError("MeZO.load_state_dict: not a checkpoint of this version of MeZO")
-        self._directions.load("MeZO.load_state_dict", self.param_groups, extra["directions"])
+            raise ValueError(f"{where}: not a checkpoint of this version of MeZO")
+        taken = MaskOfParams.read(where, self.param_groups, extra["weights"])
+        self._directions.load(where, self.param_groups, extra["directions"])
+        self._directions.masked.take(*taken)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("backend", "_guard", "_directions", "last_probe")
+        own = ["backend", "forward_difference", "_guard", "_directions", "_log", "_probing"]
+        own.append("last_probe")
         return {**super().__getstate__(), **{k: self.__dict__[k] for k in own}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.setdefault("_copies", WholeBackup())

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._bitmask import BitMask
-from ._support import check_int, check_number, label
-from ._weight_mask import MaskOfParams, Masks, checked_masks
+from sparse_kernels import zo_key_
 
-DISTRIBUTIONS = ("normal", "rademacher")
+from ._shards import local_of, shard_first
+from ._support import check_int, check_number, label
+from ._weight_mask import MaskOfParams
+
+DISTRIBUTIONS = ("normal", "rademacher", "sphere", "coordinate")
+MATHS = ("portable", "fast")
 STREAM_VERSION = 1
 
 
@@ -28,8 +32,17 @@ def name_uid(name: str) -> int:
     return int.from_bytes(hashlib.blake2s(name.encode(), digest_size=4).digest(), "little")
 
 
+def signed(value: int) -> int:
+    """The int64 with the bits of a 64-bit number."""
+    return value - 2**64 if value >= 2**63 else value
+
+
 class Stream:
-    """Names the random numbers of one optimizer and the entries they go to."""
+    """Names the random numbers of one optimizer and the entries they go to.
+
+    Seed, counter and keys are int64 tensors on the parameters' device, so that a captured graph
+    draws new directions in every replay.
+    """
 
     def __init__(
         self,
@@ -38,7 +51,7 @@ class Stream:
         distribution: str,
         seed: int | None,
         rounds: int,
-        pair_rng: bool,
+        math: str,
         backend: str,
     ) -> None:
         self.num_directions = check_int("num_directions", num_directions, 1)
@@ -49,25 +62,49 @@ class Stream:
             raise ValueError(f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}")
         self.distribution = distribution
         # initial_seed is read, never advanced
-        self.seed = check_int("seed", torch.initial_seed() if seed is None else seed, 0, 2**64)
+        start = check_int("seed", torch.initial_seed() if seed is None else seed, 0, 2**64)
+        self.seed_word = torch.tensor(signed(start))
+        self.counter = torch.tensor(0)
         if rounds not in (7, 10):
             raise ValueError(f"rng_rounds must be 7 or 10, got {rounds}")
-        self.rounds, self.pair_rng, self.backend = rounds, bool(pair_rng), backend
-        self.probe_count = 0
+        if math not in MATHS:
+            raise ValueError(f"rng_math must be one of {MATHS}, got {math!r}")
+        self.rounds, self.math, self.backend = rounds, math, backend
+        self.number = 0  #: stream word of the step keys
         self.uids: dict[Tensor, int] = {}
-        self.weights = MaskOfParams()
-        self.ties: Tensor | None = None
-        self.nonfinite: Tensor | None = None
-        self._checked_rounding = False
+        self.firsts: dict[Tensor, int] = {}
+        self.masked = MaskOfParams()  #: the entries that directions act on
+
+    @property
+    def seed(self) -> int:
+        return int(self.seed_word) % 2**64
+
+    @property
+    def probe_count(self) -> int:
+        return int(self.counter)
+
+    def next_key(self, home: torch.device) -> Tensor:
+        """The key of the next step, and one more step counted; nothing comes to the host."""
+        if self.counter.device != home:
+            self.counter, self.seed_word = self.counter.to(home), self.seed_word.to(home)
+        key = torch.empty_like(self.counter)
+        zo_key_(key, self.counter, self.seed_word, stream=self.number, backend=self.backend)
+        return key
 
     # -- which numbers -----------------------------------------------------------------------
 
-    def assign_uids(self, groups: Sequence[dict[str, Any]], given: Sequence[int] | None) -> None:
+    def assign_uids(
+        self,
+        groups: Sequence[dict[str, Any]],
+        given: Sequence[int] | None,
+        firsts: Sequence[int] | None = None,
+    ) -> None:
         """Number the parameters that have no uid yet: as given, by name, or in order."""
         params = [(p, g, i) for g in groups for i, p in enumerate(g["params"])]
-        if given is not None and len(given) != len(params):
-            raise ValueError(f"uids has {len(given)} entries for {len(params)} parameters")
-        uids = dict(self.uids)
+        for name, values in (("uids", given), ("firsts", firsts)):
+            if values is not None and len(values) != len(params):
+                raise ValueError(f"{name} has {len(values)} entries for {len(params)} parameters")
+        uids, starts = dict(self.uids), dict(self.firsts)
         for k, (p, group, i) in enumerate(params):
             if given is not None:
                 uids[p] = check_int(f"uids[{k}]", given[k], 0, 2**32)
@@ -75,6 +112,10 @@ class Stream:
                 names = group.get("param_names")
                 free = next(n for n in itertools.count(k) if n not in set(uids.values()))
                 uids[p] = name_uid(names[i]) if names else free
+            if firsts is not None:
+                starts[p] = check_int(f"firsts[{k}]", firsts[k], 0, 2**62)
+            elif p not in starts:
+                starts[p] = shard_first(p, label(groups, p))
         owners: dict[int, Tensor] = {}
         for p, uid in uids.items():
             if uid in owners:
@@ -83,39 +124,24 @@ class Stream:
                     "give distinct numbers by uids="
                 )
             owners[uid] = p
-        self.uids = uids
+        self.uids, self.firsts = uids, starts
 
-    def set_mask(self, groups: Sequence[dict[str, Any]], masks: Masks | None) -> None:
-        """Take a weight mask over the trainable parameters; None in a list means all ones."""
-        if masks is None:
-            self.weights.take([], None)
-        else:
-            self.weights.take(*checked_masks("weight_mask", groups, masks))
-
-    @property
-    def mask(self) -> BitMask | None:
-        return self.weights.mask
-
-    def words(self, params: Sequence[Tensor]) -> list[Tensor] | None:
-        """Packed masks of these parameters; a parameter added after the mask is all ones."""
-        return self.weights.words(params)
-
-    def active_counts(self) -> dict[Tensor, int]:
-        return self.weights.live_counts()
-
-    def num_active(self, params: Sequence[Tensor]) -> int:
-        return self.weights.live(params)
-
-    def stream(self, params: Sequence[Tensor], key: int) -> dict[str, Any]:
-        """Keyword arguments that name the random numbers of a call."""
+    def named(self, params: Sequence[Tensor], key: Tensor) -> dict[str, Any]:
+        """Keyword arguments that name the random numbers of a call, all but the mask."""
+        firsts = [self.firsts[p] for p in params]
         return {
             "seed": key,
             "uids": [self.uids[p] for p in params],
-            "distribution": self.distribution,
+            "firsts": firsts if any(firsts) else None,
+            "distribution": "rademacher" if self.distribution == "rademacher" else "normal",
             "rounds": self.rounds,
-            "mask": self.words(params),
+            "rng_math": self.math,
             "backend": self.backend,
         }
+
+    def local(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """What this process holds of the parameters."""
+        return [local_of(p) for p in params]
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -127,10 +153,8 @@ class Stream:
             "probe_count": self.probe_count,
             "distribution": self.distribution,
             "rounds": self.rounds,
+            "math": self.math,
             "uids": [self.uids[p] for p in params],
-            "ties": None if self.ties is None else self.ties.clone(),
-            "nonfinite": None if self.nonfinite is None else self.nonfinite.clone(),
-            **self.weights.state(groups),
         }
 
     def load(self, where: str, groups: Sequence[dict[str, Any]], state: dict[str, Any]) -> None:
@@ -143,12 +167,14 @@ class Stream:
         params = [p for g in groups for p in g["params"]]
         if len(state["uids"]) != len(params):
             raise ValueError(f"{where}: {len(state['uids'])} uids for {len(params)} parameters")
-        masked = MaskOfParams.read(where, groups, state)
+        math = state.get("math", "portable")
+        if math != self.math:
+            warnings.warn(
+                f"{where}: the checkpoint drew its normals with rng_math={math!r}, this optimizer "
+                f"draws with {self.math!r}; the last digits differ",
+                stacklevel=4,
+            )
         self.uids = dict(zip(params, state["uids"], strict=True))
-        self.seed, self.probe_count = state["seed"], state["probe_count"]
+        self.seed_word.fill_(signed(state["seed"]))
+        self.counter.fill_(state["probe_count"])
         self.distribution, self.rounds = state["distribution"], state["rounds"]
-        home = params[0].device
-        for name in ("ties", "nonfinite"):
-            value = state[name]
-            setattr(self, name, None if value is None else value.clone().to(home))
-        self.weights.take(*masked)

@@ -164,6 +164,11 @@ class BufferGuard:
         self._saved = []
 
 
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def rng_state(devices: Iterable[torch.device]) -> dict[str, Tensor]:
     """States of torch's global generators: the CPU's and those of the CUDA devices named."""
     state = {"cpu": torch.get_rng_state()}

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_kernels import zo_combine_
-
-from ._backup import Moved
 from ._base import PerturbingOptimizer
 from ._bitmask import BitMask
-from ._directions import DirectionReport, Directions, Probe, default_smoothing
-from ._support import Phase, check_int, check_number, trainable
+from ._directions import Probe, default_smoothing
+from ._policy import Scope
+from ._support import Phase, check_int, check_number, name_of, trainable
+from ._sweeps import Sweeps
+from ._weight_mask import MaskOfParams, Masks, checked_masks
+from ._zo_options import ZeroOrder
 
 
-class ZOSAM(DirectionReport, PerturbingOptimizer):
+class ZOSAM(ZeroOrder, PerturbingOptimizer):
     """SAM with the ascent direction estimated from losses: one backward a step.
 
     ``c_i = (L(w + delta z_i) - L(w - delta z_i)) / (2 delta)``, ``e = rho g / ||g||`` for
@@ -34,17 +35,40 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         rho: radius of the perturbation, >= 0; 0 switches probes off.
         num_directions: m >= 1, directions per probe (2 m forwards).
         smoothing: delta > 0; None is ``rho / sqrt(d)`` for d active entries.
-        distribution: "normal" or "rademacher".
+        distribution: "normal", "rademacher" (+1 or -1), "sphere" (normals scaled to length
+            ``sqrt(d)``, one more read-only pass), or "coordinate" (unit vectors of all active
+            entries, ``num_directions`` = d <= 4096, for tests; needs a smoothing).
         seed: 64-bit base seed; None takes ``torch.initial_seed()``.
         weight_mask: bool tensors (or None entries, all ones) over the trainable parameters, or a
             BitMask; see ``set_weight_mask``.
         bn_modules: module or modules whose buffers (running statistics) probes must not change.
+        perturb_scope: ``f(name, parameter) -> bool``; parameters it refuses are not perturbed.
+            Names are those the groups were given, else "".
+        restore: how the weights come back. "exact": from a copy of the entries that move, bit for
+            bit. "replay": by taking the moves back, without memory; float32 weights drift by about
+            5e-8 of their length a step (growing with the root of the steps), 16-bit ones by
+            4e-4 to 4e-3. "master": see ``live``.
+        allow_drift: let "replay" have 16-bit weights.
+        live: 16-bit weights that the forwards use, one for every trainable parameter, which are
+            then float32 masters: live weights are rounded anew from them in every sweep. Their
+            gradients are taken over in ``step``.
+        sync: "global": losses are averaged over the ranks, and all have the same e (one collective
+            per probe; a rank without data returns None from the closure). "local": every rank has
+            directions and e of its own. "none". "auto" is global where a process group exists.
+        replica_group: process group of the ranks that average; None: all.
+        shard_group: process group over which parameters are split (FSDP2's is found by itself):
+            lengths are summed over it.
         pair_rng: give every probe forward the random state of the first, and set it back, so that
             dropout masks agree in all of them and with a run without probes.
         interval: probe in every interval-th step; the others are plain base steps.
         uids: numbers of the parameters in the random stream; default from names, else their order.
+        firsts: of parameters that are shards, contiguous in row-major order, the index of their
+            first element in the whole; default 0 (DTensors: their own).
         rng_rounds: Philox rounds, 10 or 7 (another stream).
-        restore: "exact": weights come back from a copy, bit for bit. The only mode.
+        rng_math: "portable", or "fast": approximate normals on the cuda backend.
+        amp_hook: False: ``GradScaler`` steps as with any optimizer and ``step`` wants the weights
+            restored before (``perturbed``), as Lightning's clipping needs it.
+        replay_log: record key and coefficients of every probe.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
         base_kwargs: for the base optimizer.
 
@@ -53,7 +77,16 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
 
     State:
         The base optimizer's, under its own keys. Beside it seed, counters, uids and the packed mask
-        (1/8 byte per parameter); a backup (itemsize bytes per parameter, reused, never saved).
+        (1/8 byte per parameter); a backup (itemsize bytes per entry that moves, reused, never
+        saved).
+
+    Note:
+        Nothing of a probe comes to the host unless the closure does it. In 16-bit autocast the
+        default smoothing is near the noise of the forward (``sign_check`` measures it). While a
+        CUDA graph is captured ``pair_rng`` must be False.
+
+        Gradient accumulation: probe once and hold w + e for all backwards, or probe again for each
+        micro-batch, which restores first; gradients add up either way.
 
     Source: ZO-SAM, arXiv 2603.13115.
 
@@ -77,32 +110,47 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         distribution: str = "normal",
         seed: int | None = None,
         *,
-        weight_mask: Sequence[Tensor | None] | BitMask | None = None,
+        weight_mask: Masks | None = None,
         bn_modules: nn.Module | Iterable[nn.Module] | None = None,
+        perturb_scope: Scope | None = None,
+        restore: str = "exact",
+        allow_drift: bool = False,
+        live: Sequence[Tensor] | None = None,
+        sync: str = "auto",
+        replica_group: Any = None,
+        shard_group: Any = None,
         pair_rng: bool = True,
         interval: int = 1,
         uids: Sequence[int] | None = None,
+        firsts: Sequence[int] | None = None,
         rng_rounds: int = 10,
-        restore: str = "exact",
+        rng_math: str = "portable",
+        amp_hook: bool = True,
+        replay_log: bool = False,
         backend: str = "auto",
         **base_kwargs: Any,
     ) -> None:
-        if restore != "exact":
-            raise ValueError(f"restore must be 'exact', got {restore!r}")
         check_number("rho", rho, 0.0)
         self.interval = check_int("interval", interval, 1)
+        self.perturb_scope = perturb_scope
+        self._step_supports_amp_scaling = self.amp_hook = bool(amp_hook)
         self._steps = 0
         self._probes = 0
         self.last_step_probes = 0  #: probe forwards of the last completed step
         self.last_probe: Probe | None = None
-        self._warned_autocast = False
-        self._directions = Directions(
-            num_directions, smoothing, distribution, seed, rng_rounds, pair_rng, backend
-        )
+        self._warned_autocast = self._probing = False
+        self._sweeps: Sweeps | None = None
+        self._first_square: Tensor | None = None
+        self._own = MaskOfParams()  # what may be perturbed among the weights that exist
         defaults = {"rho": rho}
         super().__init__(params, base_optimizer_cls, defaults, base_kwargs, bn_modules, backend)
-        self._weights = self._directions.weights  # one mask: of the weights and of the directions
-        self._directions.assign_uids(self.param_groups, uids)
+        self._make_directions(
+            self.param_groups, num_directions=num_directions, smoothing=smoothing,
+            distribution=distribution, seed=seed, rng_rounds=rng_rounds, rng_math=rng_math,
+            pair_rng=pair_rng, restore=restore, allow_drift=allow_drift, sync=sync,
+            replica_group=replica_group, shard_group=shard_group, uids=uids, firsts=firsts,
+            live=live, replay_log=replay_log,
+        )  # fmt: skip
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
 
@@ -113,11 +161,13 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         """Add a group; its parameters get the next numbers of the stream and no mask.
 
         Raises:
-            RuntimeError: the weights are perturbed.
+            RuntimeError: the weights are perturbed, or they have float32 masters.
             ValueError: an option is out of range.
         """
+        if "_directions" in self.__dict__ and self._directions.live:
+            raise RuntimeError("ZOSAM.add_param_group: not with live 16-bit weights")
         super().add_param_group(param_group)
-        if "base_optimizer" in self.__dict__:
+        if "_directions" in self.__dict__:
             self._directions.assign_uids(self.param_groups, None)
 
     # -- what is perturbed -------------------------------------------------------------------
@@ -127,7 +177,54 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         rho_of = {
             p: check_number("rho", g["rho"], 0.0) for g in self.param_groups for p in g["params"]
         }
-        return {p: rho_of[p] for p in trainable(self.param_groups) if rho_of[p] > 0.0}
+        chosen = [p for p in trainable(self.param_groups) if rho_of[p] > 0.0]
+        if self.perturb_scope is not None:
+            scope, groups = self.perturb_scope, self.param_groups
+            chosen = [p for p in chosen if scope(name_of(groups, p), p)]
+        return {p: rho_of[p] for p in chosen}
+
+    @property
+    def mask(self) -> BitMask | None:
+        """What is perturbed among the weights that exist, as ``set_masks`` took it, or None."""
+        return self._own.mask
+
+    def set_masks(self, masks: Masks | None) -> None:
+        """Perturb some entries only; all that exist are trained.
+
+        Args:
+            masks: bool tensors shaped like the trainable parameters, in group order, or a BitMask,
+                such as a policy's ``compute`` gives; None: all that exist.
+
+        Raises:
+            RuntimeError: the weights are perturbed.
+            ValueError: number, shape, dtype or device does not fit; the old mask stays.
+        """
+        self._refuse_perturbed("set_masks")
+        taken: tuple[list[Tensor], BitMask | None] = ([], None)
+        if masks is not None:
+            self._refuse_shards_under_masks()
+            taken = checked_masks("set_masks", self.param_groups, masks)
+        self._own.take(*taken)
+        self._mask_changed()
+
+    def set_weight_mask(self, masks: Masks | None, *, keep_state: bool = False) -> None:
+        if masks is not None:
+            self._refuse_shards_under_masks()
+        super().set_weight_mask(masks, keep_state=keep_state)
+
+    set_weight_mask.__doc__ = PerturbingOptimizer.set_weight_mask.__doc__
+
+    def _mask_changed(self) -> None:
+        params = trainable(self.param_groups)
+        weights, own = self._weights.over(params), self._own.over(params)
+        both = own if weights is None else weights
+        if weights is not None and own is not None:
+            both = weights & own
+        self._directions.masked.take(params if both is not None else [], both)
+
+    def active_counts(self) -> dict[Tensor, int]:
+        """Ones of every parameter under the weight mask; empty without one."""
+        return self._weights.live_counts()
 
     @property
     def num_active(self) -> int:
@@ -153,6 +250,8 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         Raises:
             ValueError: the closure returned no scalar. Weights are restored on every exception.
         """
+        if self._probing:
+            raise RuntimeError("ZOSAM.probe: called by its own loss closure")
         if self._phase is Phase.PERTURBED:
             self.restore()
         rhos = self._rhos()
@@ -163,26 +262,53 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         rho = max(rhos.values())
         delta = draw.smoothing or default_smoothing(rho, draw.num_active(params))
         self._warn_autocast(params[0].device.type)
-        backups = self._copies.of(params)
-        self._moved = [Moved(params, backups, draw.words(params))]
+        self._sweeps = sweeps = draw.begin("ZOSAM.probe", params)
+        step = draw.counter - 1
+        self._first_square = None
+        self._probing, self._phase = True, Phase.PERTURBED  # the closure may ask for neither change
         try:
-            losses, key, sumsq = draw.losses(
-                "ZOSAM.probe", loss_closure, params, backups, delta, self._guard, True
-            )
-            coef = draw.coefficients(losses, delta)
-            ascent = draw.ascent(coef, rho, delta, params, key, sumsq)
-            factors = None
-            if len(set(rhos.values())) > 1:
-                factors = [r / rho for r in rhos.values()]
-            zo_combine_(params, ascent, src=backups, gamma=factors, **draw.stream(params, key))
+            losses, coef = self._estimate(loss_closure, params, delta)
+            ascent = draw.ascent(coef, rho, delta, sweeps, self._first_square)
+            gammas = {p: r / rho for p, r in rhos.items()} if len(set(rhos.values())) > 1 else None
+            sweeps.to(ascent, list(range(len(ascent))), gammas=gammas)
         except BaseException:
             self.restore()
             raise
+        finally:
+            self._probing = False
+        self._moved = sweeps.moved()
         self._guard.drop()  # the training forward does advance the statistics
-        self.last_probe = Probe(losses, coef, delta, key, draw.probe_count - 1, ascent)
-        self._phase = Phase.PERTURBED
+        self.last_probe = Probe(losses, coef, delta, sweeps.key, step, ascent)
+        self._record(sweeps.key, ascent, params, None, gammas)
         self._probes += losses.numel()
         return losses
+
+    def _estimate(
+        self, loss_closure: Callable[[], Any], params: list[Tensor], delta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [m, 2] and slopes [m] along the directions of the key just drawn."""
+        assert self._sweeps is not None
+        losses, self._first_square = self._directions.losses(
+            "ZOSAM.probe", loss_closure, self._sweeps, delta, self._guard,
+            lambda: len(trainable(self.param_groups)), training_forward_follows=True,
+        )  # fmt: skip
+        return losses, self._directions.coefficients(losses, delta)
+
+    def _check_targets(self) -> tuple[list[Tensor], float]:
+        self._refuse_perturbed("sign_check")
+        rhos = self._rhos()
+        if not rhos:
+            raise RuntimeError("ZOSAM.sign_check: nothing is perturbed")
+        params, draw = list(rhos), self._directions
+        rho = max(rhos.values())
+        return params, draw.smoothing or default_smoothing(rho, draw.num_active(params))
+
+    def _put_back(self) -> None:
+        sweeps, self._sweeps = self._sweeps, None
+        if self._probing and sweeps is not None:  # an exception: wherever the weights are now
+            self._moved = []
+            sweeps.restore()
+        super()._put_back()
 
     def _warn_autocast(self, device: str) -> None:
         if self._directions.smoothing is not None or self._warned_autocast:
@@ -235,6 +361,10 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
             raise RuntimeError(
                 "ZOSAM.step: a closure needs loss_closure beside it, or probe before"
             )
+        if not self.amp_hook and closure is None and self._phase is Phase.PERTURBED:
+            raise RuntimeError(
+                "ZOSAM.step: amp_hook=False needs the backward inside perturbed(), which restores"
+            )
         value = None
         if closure is not None:
             with self._hold(), torch.enable_grad():
@@ -244,14 +374,52 @@ class ZOSAM(DirectionReport, PerturbingOptimizer):
         self.last_step_probes, self._probes = self._probes, 0
         return value
 
+    # -- 16-bit weights with masters ---------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, those of live 16-bit weights too."""
+        super().zero_grad(set_to_none)
+        for t in self._directions.live.values():
+            if set_to_none:
+                t.grad = None
+            elif t.grad is not None:
+                t.grad.zero_()
+
+    @torch.no_grad()
+    def _update(self, skip: Tensor | None = None) -> None:
+        live = self._directions.live
+        for master, t in live.items():
+            master.grad = None if t.grad is None else t.grad.float()
+        super()._update(skip)
+        if live:
+            torch._foreach_copy_(list(live.values()), list(live))
+
     # -- checkpoints -------------------------------------------------------------------------
 
     def _extra_state(self) -> dict[str, Any]:
         own = {"steps": self._steps, "directions": self._directions.state(self.param_groups)}
+        masks = {"weights": self._weights, "perturbed": self._own}
+        own |= {name: mask.state(self.param_groups) for name, mask in masks.items()}
         return {**super()._extra_state(), **own}
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         where = "ZOSAM.load_state_dict"
+        taken = [
+            MaskOfParams.read(where, self.param_groups, extra[name])
+            for name in ("weights", "perturbed")
+        ]
         self._directions.load(where, self.param_groups, extra["directions"])
         super()._load_extra_state(extra)
+        self._weights.take(*taken[0])
+        self._own.take(*taken[1])
+        self._mask_changed()
         self._steps = extra["steps"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        live = self._directions.live
+        if live:
+            with torch.no_grad():
+                torch._foreach_copy_(list(live.values()), list(live))
+
+    load_state_dict.__doc__ = PerturbingOptimizer.load_state_dict.__doc__

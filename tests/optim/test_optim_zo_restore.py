@@ -188,7 +188,7 @@ def test_uids_names_and_bad_arguments():
         ({"seed": -1}, "seed"),
         ({"rng_rounds": 8}, "rng_rounds"),
         ({"interval": 0}, "interval"),
-        ({"restore": "replay"}, "restore"),
+        ({"restore": "again"}, "restore"),
         ({"uids": [1]}, "uids"),
         ({"weight_mask": [None]}, "weight_mask"),
     ):

@@ -285,7 +285,7 @@ def test_zosam_groups_share_the_norm_and_scale_their_part(backend):
     groups = [{"params": [a]}, {"params": [b], "rho": 0.1}, {"params": [c], "rho": 0.0}]
     opt = ZOSAM(groups, SGD, 0.4, seed=3, lr=0.1, backend=backend)
     opt.probe(lambda: (a + b + c) @ target)
-    key = torch.tensor(opt.last_probe.key - (2**64 if opt.last_probe.key >= 2**63 else 0))
+    key = opt.last_probe.key
     z = [philox.normal(key, i, 0, 0, 20) for i in range(2)]
     unit = torch.cat(z).norm()
     assert a.detach().any()

@@ -1,0 +1,307 @@
+"""How weights get from one point of a probe to the next: exactly, from masters, or by replay.
+
+A sweep is one pass over the weights. ``to`` leaves them at ``alpha w + gamma sum_k coef[k] z_k``,
+wherever they stood; w itself is in a backup, in float32 masters, or nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_kernels import restore_, zo_combine_
+
+from ._backup import Moved, PackedBackup, WholeBackup
+from ._bitmask import BitMask
+from ._stream import Stream
+
+Factors = dict[Tensor, float] | None  # by parameter; None: 1
+RESTORES = ("exact", "master", "replay")
+
+
+def _factors(of: Factors, params: Sequence[Tensor]) -> list[float] | None:
+    values = None if of is None else [of[p] for p in params]
+    return None if values is None or set(values) == {1.0} else values
+
+
+class Sweeps:
+    """The weights of one probe.
+
+    Args:
+        stream: names the random numbers.
+        key: of this probe.
+        params: parameters, as the stream knows them.
+    """
+
+    def __init__(self, stream: Stream, key: Tensor, params: list[Tensor]) -> None:
+        self.stream, self.key, self.params = stream, key, params
+
+    def to(
+        self,
+        coef: Tensor,
+        directions: list[int],
+        *,
+        sumsq: Tensor | None = None,
+        alphas: Factors = None,
+        gammas: Factors = None,
+        only: list[Tensor] | None = None,
+    ) -> None:
+        """Move to ``alpha w + gamma sum_k coef[k] z_k``.
+
+        Args:
+            coef: [q] float64, on the device.
+            directions: q direction numbers.
+            sumsq: takes the squared norm of the sum, where the weights can give it.
+            alphas, gammas: factors by parameter.
+            only: move these parameters alone.
+        """
+        raise NotImplementedError
+
+    def restore(self, only: list[Tensor] | None = None) -> None:
+        """Back to w."""
+        raise NotImplementedError
+
+    def moved(self) -> list[Any]:
+        """What a base optimizer's step has to restore: parts with ``params`` and ``restore``."""
+        raise NotImplementedError
+
+    def squared_move(self) -> Tensor | None:
+        """Squared length of the present move after rounding, float64; None where w is not kept."""
+        return None
+
+    def _call(self, params: list[Tensor], coef: Tensor, directions: list[int], **more: Any) -> None:
+        """One sweep over some of the parameters."""
+        named = self.stream.named(params, self.key)
+        tensors = more.pop("tensors", None) or self.stream.local(params)
+        zo_combine_(tensors, coef, directions=directions, **named, **more)
+
+
+class Backups:
+    """Memory of the exact mode, reused from probe to probe.
+
+    Packed (itemsize bytes per entry that moves) where fewer than half of the entries move, else
+    whole copies.
+    """
+
+    def __init__(self) -> None:
+        self._whole = WholeBackup()
+        self._packed: PackedBackup | None = None
+        self._mask: BitMask | None = None
+
+    def parts(self, local: list[Tensor], mask: BitMask | None, live: int) -> list[Moved]:
+        """The tensors with room for their bits; ``live`` of their entries move."""
+        return self.whole(local, None if mask is None else list(mask.words))
+
+    def whole(self, local: list[Tensor], words: list[Tensor] | None) -> list[Moved]:
+        """The tensors with a copy of each."""
+        self._packed = None
+        return [Moved(local, self._whole.of(local), words)]
+
+    def _pack(self, local: list[Tensor], mask: BitMask) -> list[Moved]:
+        fresh = self._packed is None or any(p not in self._packed for p in local)
+        if fresh or self._mask is None or not _same_words(self._mask, mask):
+            old, self._packed = self._packed, PackedBackup(local, mask)
+            self._packed.inherit(old)
+            self._mask = mask
+        self._whole.drop()
+        assert self._packed is not None
+        return list(self._packed.split(local))
+
+
+def _same_words(a: BitMask, b: BitMask) -> bool:
+    return len(a.words) == len(b.words) and all(
+        x is y for x, y in zip(a.words, b.words, strict=True)
+    )
+
+
+class ExactSweeps(Sweeps):
+    """Every sweep starts from the bits of w, which the first one copies: nothing drifts."""
+
+    def __init__(
+        self, stream: Stream, key: Tensor, params: list[Tensor], parts: list[Moved]
+    ) -> None:
+        super().__init__(stream, key, params)
+        self._parts = parts
+        self._saved = [False] * len(parts)
+        self._owner = dict(zip(map(id, stream.local(params)), params, strict=True))
+
+    def _params(self, part: Moved) -> list[Tensor]:
+        return [self._owner[id(t)] for t in part.params]
+
+    def _where(self, part: Moved, only: list[Tensor] | None) -> Moved | None:
+        if only is None:
+            return part
+        wanted = set(only)
+        return part.where(lambda t: self._owner[id(t)] in wanted)
+
+    def to(
+        self,
+        coef: Tensor,
+        directions: list[int],
+        *,
+        sumsq: Tensor | None = None,
+        alphas: Factors = None,
+        gammas: Factors = None,
+        only: list[Tensor] | None = None,
+    ) -> None:
+        for i, whole in enumerate(self._parts):
+            part = self._where(whole, only)
+            if part is None:
+                continue
+            params = self._params(part)
+            self._call(
+                params, coef, directions, tensors=part.params,
+                **{"src" if self._saved[i] else "backup": part.backup},
+                mask=part.masks, ranks=part.ranks, sumsq=sumsq,
+                alpha=_factors(alphas, params), gamma=_factors(gammas, params),
+            )  # fmt: skip
+            self._saved[i] = True
+
+    def restore(self, only: list[Tensor] | None = None) -> None:
+        for whole, saved in zip(self._parts, self._saved, strict=True):
+            part = self._where(whole, only) if saved else None
+            if part is not None:
+                part.restore(self.stream.backend)
+
+    def moved(self) -> list[Moved]:
+        return [part for part, saved in zip(self._parts, self._saved, strict=True) if saved]
+
+    def squared_move(self) -> Tensor | None:
+        total = self.key.new_zeros((), dtype=torch.float64)
+        for part in self.moved():
+            before = [t.clone() for t in part.params]
+            restore_(before, part.backup, part.masks, ranks=part.ranks, backend=self.stream.backend)
+            total += _squared_distance(part.params, before).to(total.device)
+        return total
+
+
+def _squared_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    squares = [(x.float() - y.float()).double().square().sum() for x, y in zip(a, b, strict=True)]
+    return torch.stack(squares).sum()
+
+
+class _Copied:
+    """16-bit weights to be rounded from their masters again."""
+
+    def __init__(self, params: list[Tensor], masters: list[Tensor]) -> None:
+        self.params, self.masters = params, masters
+
+    def restore(self, backend: str) -> None:
+        torch._foreach_copy_(self.params, self.masters)
+
+
+class MasterSweeps(Sweeps):
+    """16-bit weights are rounded anew from float32 masters, which do not move."""
+
+    def __init__(
+        self, stream: Stream, key: Tensor, params: list[Tensor], words: list[Tensor] | None,
+        live: dict[Tensor, Tensor],
+    ) -> None:  # fmt: skip
+        super().__init__(stream, key, params)
+        self._live = live
+        self._words = None if words is None else dict(zip(params, words, strict=True))
+        self._touched = False
+
+    def _mask(self, params: list[Tensor]) -> list[Tensor] | None:
+        return None if self._words is None else [self._words[p] for p in params]
+
+    def to(
+        self,
+        coef: Tensor,
+        directions: list[int],
+        *,
+        sumsq: Tensor | None = None,
+        alphas: Factors = None,
+        gammas: Factors = None,
+        only: list[Tensor] | None = None,
+    ) -> None:
+        params = self.params if only is None else only
+        self._touched = True
+        self._call(
+            params, coef, directions, tensors=[self._live[p] for p in params],
+            src=self.stream.local(params), mask=self._mask(params), sumsq=sumsq,
+            alpha=_factors(alphas, params), gamma=_factors(gammas, params),
+        )  # fmt: skip
+
+    def update(
+        self, coef: Tensor, directions: list[int], alphas: Factors, gammas: Factors,
+        only: list[Tensor],
+    ) -> None:  # fmt: skip
+        """Move the masters; the 16-bit weights follow with ``restore``."""
+        self._call(
+            only, coef, directions, mask=self._mask(only),
+            alpha=_factors(alphas, only), gamma=_factors(gammas, only),
+        )  # fmt: skip
+
+    def restore(self, only: list[Tensor] | None = None) -> None:
+        params = self.params if only is None else only
+        if self._touched:
+            torch._foreach_copy_([self._live[p] for p in params], self.stream.local(params))
+
+    def squared_move(self) -> Tensor | None:
+        masters = self.stream.local(self.params)
+        return _squared_distance([self._live[p] for p in self.params], masters)
+
+    def moved(self) -> list[_Copied]:
+        if not self._touched:
+            return []
+        return [_Copied([self._live[p] for p in self.params], self.stream.local(self.params))]
+
+
+class ReplaySweeps(Sweeps):
+    """No copy: the move before is drawn again and taken back. Rounding makes the weights drift."""
+
+    def __init__(
+        self, stream: Stream, key: Tensor, params: list[Tensor], words: list[Tensor] | None
+    ) -> None:
+        super().__init__(stream, key, params)
+        self._words = None if words is None else dict(zip(params, words, strict=True))
+        self._at: dict[Tensor, dict[int, Tensor]] = {p: {} for p in params}  # direction -> coef
+
+    def to(
+        self,
+        coef: Tensor,
+        directions: list[int],
+        *,
+        sumsq: Tensor | None = None,
+        alphas: Factors = None,
+        gammas: Factors = None,
+        only: list[Tensor] | None = None,
+    ) -> None:
+        alike: dict[tuple, list[Tensor]] = {}
+        for p in self.params if only is None else only:
+            factors = (1.0 if alphas is None else alphas[p], 1.0 if gammas is None else gammas[p])
+            alike.setdefault((id(self._at[p]), *factors), []).append(p)
+        for (_, alpha, gamma), own in alike.items():
+            old = self._at[own[0]]
+            new = dict(zip(directions, (gamma * coef).unbind(), strict=True))
+            zero = self.key.new_zeros((), dtype=torch.float64)
+            words = list(dict.fromkeys([*old, *new]))
+            if not words:
+                continue
+            steps = [new.get(d, zero) - alpha * old.get(d, zero) for d in words]
+            self._call(
+                own, torch.stack(steps), words, sumsq=sumsq,
+                mask=None if self._words is None else [self._words[p] for p in own],
+                alpha=None if alpha == 1.0 else alpha,
+            )  # fmt: skip
+            self._at.update(dict.fromkeys(own, new))
+
+    def restore(self, only: list[Tensor] | None = None) -> None:
+        self.to(self.key.new_zeros(0, dtype=torch.float64), [], only=only)
+
+    def moved(self) -> list[Any]:
+        return [_Replayed(self)]
+
+
+class _Replayed:
+    """Parameters that a sweep takes back."""
+
+    def __init__(self, sweeps: ReplaySweeps) -> None:
+        self.params, self._sweeps = sweeps.params, sweeps
+
+    def restore(self, backend: str) -> None:
+        self._sweeps.restore()
