@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparse_kernels import zo_gram, zo_norm2
 
+from ._backup import Backups
 from ._coordinates import CoordinateSweeps
 from ._loss_sync import LossSync
 from ._shards import gathered_anew
@@ -20,7 +21,6 @@ from ._stream import Stream
 from ._support import BufferGuard, is_capturing, rng_state, set_rng_state
 from ._sweeps import (
     RESTORES,
-    Backups,
     ExactSweeps,
     MasterSweeps,
     ReplaySweeps,
