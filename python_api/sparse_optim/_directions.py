@@ -16,6 +16,7 @@ from sparse_kernels import zo_gram, zo_norm2
 from ._backup import Backups
 from ._coordinates import CoordinateSweeps
 from ._loss_sync import LossSync
+from ._shards import gathered_anew
 from ._stream import Stream
 from ._support import BufferGuard, is_capturing, rng_state, set_rng_state
 from ._sweeps import (
@@ -91,7 +92,7 @@ class Directions(Stream):
         self._checked_rounding = False
         self._scale: Tensor | None = None  # of each direction of the present probe, on the sphere
         self._gram: Tensor | None = None
-        self._active: tuple[Any, int] | None = None
+        self._active: tuple[list[Tensor], int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backups": Backups(), "_gram": None, "_scale": None}
@@ -107,8 +108,8 @@ class Directions(Stream):
         if not self.sync.sharded:
             return self.masked.live(params)
         words = self.words(params)
-        known = (tuple(map(id, params)), None if words is None else tuple(map(id, words)))
-        if self._active is None or self._active[0] != known:
+        known = [*params, *([] if words is None else words)]  # kept: an address may be used again
+        if self._active is None or not _same(self._active[0], known):
             held = sum(t.numel() for t in self.local(params))
             count = torch.tensor(float(held if words is None else self.masked.live(params)))
             total = self.sync.over_shards(count.to(self.local(params)[0].device, torch.float64))
@@ -124,12 +125,16 @@ class Directions(Stream):
         local, count = self.local(params), self.num_active(params)
         self._check_modes(where, local, count)
         home = local[0].device
-        self.seed_word = self.sync.shared_seed(self.seed_word.to(home))
-        self.number = self.sync.stream_number
+        self.agree(home)
         sweeps = self.sweeps_for(params, self.next_key(home))
         if self.distribution == "sphere":
             self._scale = (count / self._squares(params, sweeps.key)).sqrt()
         return sweeps
+
+    def agree(self, home: torch.device) -> None:
+        """Use the seed of rank 0, and the stream that is this rank's."""
+        self.seed_word = self.sync.shared_seed(self.seed_word.to(home))
+        self.number = self.sync.stream_number
 
     def sweeps_for(self, params: list[Tensor], key: Tensor) -> Sweeps:
         """Get ready to move the parameters along the directions of a key."""
@@ -202,7 +207,8 @@ class Directions(Stream):
                 fresh = False
             if values and random is not None:
                 set_rng_state(random)
-            values.append(self.sync.loss(where, closure(), home))
+            with gathered_anew(sweeps.params):
+                values.append(self.sync.loss(where, closure(), home))
             if count() != before:
                 raise RuntimeError(
                     f"{where}: the loss closure changed the number of parameters from {before} to "
@@ -334,6 +340,10 @@ class Directions(Stream):
         for name in ("ties", "nonfinite"):
             value = state[name]
             setattr(self, name, None if value is None else value.clone().to(home))
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def default_smoothing(rho: float, active: int) -> float:

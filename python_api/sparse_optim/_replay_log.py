@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_kernels import zo_combine_
 
 from ._bitmask import BitMask
+from ._shards import local_of
 
 _VERSION = 1
 _TOGETHER = 1024  # records whose small tensors are joined into one
@@ -113,7 +114,7 @@ class ReplayLog:
     ) -> None:  # fmt: skip
         at = setting.params
         zo_combine_(
-            [tensors[i] for i in at], coef, seed=key, uids=[self.uids[i] for i in at],
+            [local_of(tensors[i]) for i in at], coef, seed=key, uids=[self.uids[i] for i in at],
             firsts=[self.firsts[i] for i in at], distribution=self.distribution,
             rounds=self.rounds, rng_math=self.math, alpha=setting.alphas, gamma=setting.gammas,
             mask=None if setting.mask is None else list(setting.mask.words), backend=backend,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 def is_sharded(param: Tensor) -> bool:
@@ -20,6 +23,62 @@ def local_of(param: Tensor) -> Tensor:
         with torch.no_grad():
             return param.to_local()  # type: ignore[attr-defined]
     return param
+
+
+class Locals:
+    """The memory of this process behind parameters, as the same tensor objects every time."""
+
+    def __init__(self) -> None:
+        self._shards: dict[Tensor, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shards": {}}
+
+    def of(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors by which backups and masks know the parameters."""
+        return [self._of(p) for p in params]
+
+    def _of(self, param: Tensor) -> Tensor:
+        own = local_of(param)
+        if own is param:
+            return param
+        kept = self._shards.get(param)  # to_local makes a new tensor over the same memory
+        if kept is None or kept.shape != own.shape or kept.data_ptr() != own.data_ptr():
+            self._shards[param] = kept = own
+        return kept
+
+
+@contextlib.contextmanager
+def gathered_anew(params: Sequence[Tensor]) -> Iterator[None]:
+    """Forwards inside and after the block see the shards as they are now.
+
+    ``fully_shard`` keeps what the root gathered until a backward: forwards without one would go on
+    at the weights of the first. Nothing happens where no parameter is a DTensor.
+    """
+    if not any(map(is_sharded, params)):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    seen: dict[nn.Module, None] = {}
+
+    def reshard(module: nn.Module, args: Any) -> None:
+        if module in seen:  # it has gathered for this forward, or is about to be reached by it
+            return
+        fresh = [m for m in module.modules() if m not in seen]
+        seen.update(dict.fromkeys(fresh))
+        for m in fresh:
+            if isinstance(m, FSDPModule):
+                m.reshard()
+
+    hook = register_module_forward_pre_hook(reshard)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for m in seen:
+            if isinstance(m, FSDPModule):
+                m.reshard()
 
 
 def shard_first(param: Tensor, name: str) -> int:

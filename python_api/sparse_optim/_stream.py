@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_kernels import zo_key_
 
-from ._shards import local_of, shard_first
+from ._shards import Locals, shard_first
 from ._support import check_int, check_number, label
 from ._weight_mask import MaskOfParams
 
@@ -73,6 +73,7 @@ class Stream:
         self.number = 0  #: stream word of the step keys
         self.uids: dict[Tensor, int] = {}
         self.firsts: dict[Tensor, int] = {}
+        self._locals = Locals()
         self.masked = MaskOfParams()  #: the entries that directions act on
 
     @property
@@ -141,7 +142,7 @@ class Stream:
 
     def local(self, params: Sequence[Tensor]) -> list[Tensor]:
         """What this process holds of the parameters."""
-        return [local_of(p) for p in params]
+        return self._locals.of(params)
 
     # -- checkpoints -------------------------------------------------------------------------
 

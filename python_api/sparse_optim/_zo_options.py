@@ -14,7 +14,7 @@ from ._directions import Directions
 from ._loss_sync import LossSync
 from ._policy import MASK_STREAM
 from ._replay_log import ReplayLog
-from ._shards import is_sharded, local_of, shard_group_of
+from ._shards import is_sharded, shard_group_of
 from ._stream import signed
 from ._support import BufferGuard, check_int, label, rng_state, set_rng_state, trainable
 from ._sweeps import Factors
@@ -54,8 +54,8 @@ class ZeroOrder:
     ) -> None:
         """Make ``_directions`` and ``_log`` of options as the classes document them."""
         params = [p for g in groups for p in g["params"]]
-        if shard_group is None:
-            shard_group = shard_group_of(params)
+        found = shard_group_of(params)  # also where a group was given: it refuses a mixture
+        shard_group = found if shard_group is None else shard_group
         if live is not None or restore == "master":
             restore = _checked_live(groups, live, restore)
         self._directions = draw = Directions(
@@ -148,17 +148,20 @@ class ZeroOrder:
         forward, or so large that curvature decides. Costs one backward, 2 forwards per direction
         and memory for two copies of the parameters. Weights, gradients, buffers of ``bn_modules``,
         random states (with ``pair_rng``) and the directions of later steps stay as they are.
+        Where ranks average their losses, so are their gradients, and all return the same share.
 
         Args:
             loss_closure: runs a forward and returns the loss, a scalar tensor; it must not call
-                backward and must see the same samples in every call.
+                backward and must see the same samples in every call. It calls the module itself,
+                not the wrapper of ``DistributedDataParallel``.
             directions: how many to try, >= 1.
 
         Returns:
             The share in [0, 1]; equal losses count as disagreement.
 
         Raises:
-            RuntimeError: the weights are perturbed, or live 16-bit weights have float32 masters.
+            RuntimeError: the weights are perturbed, live 16-bit weights have float32 masters, or
+                parameters are DTensors, of which ``fully_shard`` gives autograd no gradients.
             ValueError: the closure returned no scalar.
         """
         where = f"{type(self).__name__}.sign_check"
@@ -166,29 +169,35 @@ class ZeroOrder:
         if draw.live or draw.distribution == "coordinate":
             raise RuntimeError(f"{where}: needs random directions and weights without masters")
         params, delta = self._check_targets()
-        local = draw.local(params)
+        if any(map(is_sharded, params)):
+            raise RuntimeError(f"{where}: needs whole parameters or plain shards, got DTensors")
+        draw.agree(params[0].device)
         word = signed(derive_key(draw.seed, 0, CHECK_STREAM))
-        key = local[0].new_full((), word, dtype=torch.int64)
+        key = params[0].new_full((), word, dtype=torch.int64)
         random = rng_state({p.device for p in params}) if draw.pair_rng else None
         self._guard.save()
         with torch.enable_grad():
-            found = torch.autograd.grad(loss_closure(), params, allow_unused=True)
+            loss = loss_closure()
+            blank = loss is None and draw.sync.mode == "global"  # no data on this rank
+            found: Sequence[Tensor | None] = [None] * len(params)
+            if not blank:
+                found = torch.autograd.grad(loss, params, allow_unused=True)
         self._guard.put_back()
         if random is not None:
             set_rng_state(random)
         with torch.no_grad():
             rises = self._rises(where, loss_closure, params, delta, key, count)
-            words, agreed = draw.words(params), []
-            grads = [local_of(torch.zeros_like(p) if g is None else g)
+            words, own = draw.words(params), []
+            grads = [torch.zeros_like(p) if g is None else g
                      for p, g in zip(params, found, strict=True)]  # fmt: skip
             for i in range(count):
-                z = [torch.zeros_like(t) for t in local]
+                z = [torch.zeros_like(p) for p in params]
                 zo_combine_(z, [1.0], directions=[i], mask=words, **draw.named(params, key))
                 products = [(a.double() * b.double()).sum() for a, b in zip(z, grads, strict=True)]
-                own = torch.stack([x.to(key.device) for x in products]).sum()
-                slope = draw.sync.over_shards(own)
-                agreed.append(slope * rises[i] > 0.0)
-        return float(torch.stack(agreed).double().mean())
+                own.append(torch.stack([x.to(key.device) for x in products]).sum())
+            whole = draw.sync.over_shards(torch.stack(own)).unbind()
+            slopes = draw.sync.average([None] * count if blank else list(whole))
+        return float((slopes * rises > 0.0).double().mean())
 
     def _rises(
         self, where: str, closure: Callable[[], Any], params: list[Tensor], delta: float,
@@ -229,6 +238,8 @@ def _checked_live(groups: Sequence[dict[str, Any]], live: Any, restore: str) -> 
     if len(live) != len(params):
         raise ValueError(f"live has {len(live)} tensors for {len(params)} trainable parameters")
     for p, t in zip(params, live, strict=True):
+        if is_sharded(p) or is_sharded(t):
+            raise ValueError(f"live: {label(groups, p)} or its 16-bit weights are a DTensor")
         fits = p.dtype == torch.float32 and t.dtype in (torch.bfloat16, torch.float16)
         if not fits or t.shape != p.shape or t.device != p.device:
             raise ValueError(
