@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import subprocess
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from sparse_optim.demo.study_report import machine
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -111,21 +111,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line for line in f if line.startswith("model name")).split(":")[1].strip()
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def machine(device: str) -> str:
-    """A name for the machine that a reader can place: the processor and the threads used."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def triton_version() -> str:

@@ -14,7 +14,6 @@ from sparse_kernels import resolved_name
 from .. import (
     SAM,
     SSAM,
-    ZOSAM,
     AdaBreg,
     DynamicMask,
     FisherMask,
@@ -27,6 +26,7 @@ from .. import (
     bregman_param_groups,
     sparse_init_,
 )
+from .zo_controls import SIGNS
 
 FISHER_SAMPLES = 128
 MASKS = ("fisher", "dynamic", "random", "magnitude")
@@ -56,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **_SAM, "sparsity": 0.5, "mask": "fisher", "pattern": "unstructured", "axis": None,
         "form": "explicit", "norm": "dense",
     },
-    "zosam": {**_SGD, "rho": 0.05, "interval": 1, **_DIRECTIONS},
+    "zosam": {**_SGD, "rho": 0.05, "interval": 1, "sign": "uphill", **_DIRECTIONS},
     "mezo": {"lr": 1e-3, "weight_decay": 0.0, **_DIRECTIONS, "smoothing": 1e-3},
     "linbreg": {"lr": 0.1, "momentum": 0.9, "lam": 0.1, **_BREGMAN},
     "adabreg": {"lr": 2e-3, "lam": 0.02, **_BREGMAN},
@@ -185,7 +185,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
     base = torch.optim.SGD
     if kind == "zosam":
         directions = {k: o[k] for k in ("smoothing", "num_directions", "distribution")}
-        return ZOSAM(params, base, seed=seed, **directions, **common)
+        return SIGNS[o["sign"]](params, base, seed=seed, **directions, **common)
     common["adaptive"] = o["adaptive"]
     if kind == "sam" or o["form"] == "implicit":
         return SAM(params, base, **common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 import time
@@ -197,14 +198,15 @@ class Run:
     # -- results -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def accuracy(self) -> float:
-        """Per cent of the test images classified correctly."""
+    def accuracy(self, data: Dataset | None = None) -> float:
+        """Per cent of the test images classified correctly, the run's or those of other data."""
+        data = self.data if data is None else data
         self.model.eval()
-        right = torch.zeros((), dtype=torch.int64, device=self.data.mean.device)
-        for x, labels in self.data.test_batches(_EVAL_BATCH):
+        right = torch.zeros((), dtype=torch.int64, device=data.mean.device)
+        for x, labels in data.test_batches(_EVAL_BATCH):
             right += (self.model(x).argmax(1) == labels).sum()
         self.model.train()
-        return 100.0 * int(right) / len(self.data.test)
+        return 100.0 * int(right) / len(data.test)
 
     @torch.no_grad()
     def sparsity(self) -> float:
@@ -266,7 +268,7 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
 
 
 def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
-    """Train epoch by epoch.
+    """Train epoch by epoch; the last one ends early if the run was made for fewer steps.
 
     Args:
         run: new (mutated).
@@ -280,6 +282,8 @@ def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
     order, mask_order = (torch.Generator().manual_seed(seed) for _ in range(2))
     for _ in range(epochs):
         run.start_epoch(mask_order)
-        batches = epoch_batches(run.data.train, batch_size, order)
+        batches = itertools.islice(
+            epoch_batches(run.data.train, batch_size, order), run.total_steps - len(run.seconds)
+        )
         losses = [run.step(images, labels) for images, labels in batches]
         yield float(torch.stack(losses).mean())

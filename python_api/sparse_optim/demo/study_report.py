@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,28 @@ def commit() -> str:
         return ""
 
 
-def provenance(backend: str, command: str) -> dict[str, str]:
+def machine(device: str) -> str:
+    """A name that a reader can place: the GPU, or the processor and the threads used."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line for line in lines if line.startswith("model name")).split(":")[1].strip()
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
+
+
+def provenance(backend: str, command: str, device: str = "cpu") -> dict[str, str]:
     """What made a table: the last columns of each of its lines."""
     return {
         "backend": backend,
+        "machine": machine(device),
         "torch": torch.__version__,
         "version": __version__,
         "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
         "command": command,
     }
 
