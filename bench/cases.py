@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparse_kernels as sk
 
@@ -35,8 +35,10 @@ class Case:
         stages: the published step in eager PyTorch.
         graphs: what ``torch.compile`` gets in place of the stages, where those cannot be graphs or
             a better one exists; () leaves it out.
-        before: called before the stages and never compiled.
+        before: called before every stage with its number, and never compiled.
         target: least ratio against eager on a CPU that the project promises, or None.
+        directions: random directions that one call adds, or None where that is no measure.
+        rounds: at most so many timed rounds, where the baselines take seconds each.
     """
 
     name: str
@@ -45,14 +47,21 @@ class Case:
     stages: tuple[Stage, ...]
     target: float | None = None
     graphs: tuple[Stage, ...] | None = None
-    before: Callable[[], object] | None = None
+    before: Callable[[int], object] | None = None
+    directions: int | None = None
+    rounds: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, and the number of directions where a table has several."""
+        return self.name + (f" q={self.directions}" if self.directions is not None else "")
 
     def eager(self, stages: tuple[Stage, ...] | None = None) -> object:
         """Run the published step, or other stages in its place."""
-        if self.before is not None:
-            self.before()
         passed: object = None
-        for stage in self.stages if stages is None else stages:
+        for number, stage in enumerate(self.stages if stages is None else stages):
+            if self.before is not None:
+                self.before(number)
             passed = stage(passed)
         return passed
 
@@ -80,6 +89,26 @@ class Data:
         states = [draw(math) for _ in range(3)]
         states[2] = [t.abs() for t in states[2]]  # a second moment
         return cls(draw(dtype), draw(dtype), states, torch.empty((), dtype=dtype).element_size())
+
+
+def parameters(data: Data) -> list[nn.Parameter]:
+    """Parameters over the same memory, with gradients that stay."""
+    params = [nn.Parameter(p) for p in data.params]
+    for p, g in zip(params, data.grads, strict=True):
+        p.grad = g
+    return params
+
+
+def per_backend(make: Callable[[str], Any]) -> Callable[[str], Any]:
+    """One object per backend, made at its first call."""
+    made: dict[str, Any] = {}
+
+    def get(backend: str) -> Any:
+        if backend not in made:
+            made[backend] = make(backend)
+        return made[backend]
+
+    return get
 
 
 def linbreg(data: Data, lr: float = 1e-3, lam: float = 0.5, delta: float = 1.0) -> Case:
@@ -201,26 +230,50 @@ def ssam(data: Data, rho: float = 1e-6) -> Case:
     return Case("ssam 50 % (both steps)", 7 * data.size + 0.25, fused, (ascend, descend))
 
 
-def zo(data: Data, distribution: str, smoothing: float = 1e-9) -> Case:
-    """params += smoothing * z, as MeZO perturbs: reseed, draw, scale, add, tensor by tensor."""
+def drawn(like: Tensor, distribution: str, graph: bool = False) -> Tensor:
+    """A direction from the global generator, as MeZO draws it.
+
+    In a graph on a GPU ``torch.compile`` draws inside its own kernel, which only ``randn`` lets it
+    do; on a CPU its own normals are slower than the library's, to which it leaves ``normal``.
+    """
+    drawing = {"size": like.size(), "device": like.device, "dtype": like.dtype}
+    if distribution == "rademacher":
+        return torch.randint(0, 2, **drawing).mul_(2).sub_(1)
+    if graph and like.device.type == "cuda":
+        return torch.randn(**drawing)
+    return torch.normal(mean=0, std=1, **drawing)
+
+
+def zo(data: Data, distribution: str, q: int = 1, smoothing: float = 1e-9) -> Case:
+    """params += sum_k c_k z_k, c_k = +-smoothing, as MeZO: reseed, draw, scale, add, for every k.
+
+    ``torch.compile`` gets all q draws in one graph, after one reseeding.
+    """
     params = data.params
-    device = params[0].device
+    numbers = [smoothing * (-1) ** k for k in range(q)]  # the sum stays small
+    coef = torch.tensor(numbers, device=params[0].device)
 
-    def draw(p: Tensor) -> Tensor:
-        if distribution == "normal":
-            return torch.normal(mean=0, std=1, size=p.size(), device=device, dtype=p.dtype)
-        return torch.randint(0, 2, p.size(), device=device, dtype=p.dtype).mul_(2).sub_(1)
+    def add(c: float) -> Stage:
+        def stage(_: object) -> None:
+            for p in params:
+                p.add_(c * drawn(p, distribution))
 
-    def eager(_: object) -> None:
+        return stage
+
+    def graph(_: object) -> None:
         for p in params:
-            p.add_(smoothing * draw(p))
+            for c in numbers:
+                p.add_(c * drawn(p, distribution, graph=True))
 
     def fused(backend: str) -> None:
-        sk.zo_combine_(params, [smoothing], seed=7, distribution=distribution, backend=backend)
+        sk.zo_combine_(params, coef, seed=7, distribution=distribution, backend=backend)
 
     name = {"normal": "zo gaussian", "rademacher": "zo rademacher"}[distribution]
-    target = {"normal": 8, "rademacher": 25}[distribution]
-    return Case(name, 2 * data.size, fused, (eager,), target, before=lambda: torch.manual_seed(7))
+    target = {"normal": 13, "rademacher": 45}[distribution] if q == 1 else None
+    return Case(
+        name, 2 * data.size, fused, tuple(add(c) for c in numbers), target, graphs=(graph,),
+        before=lambda k: torch.manual_seed(7 + k), directions=q,
+    )  # fmt: skip
 
 
 def all_cases(data: Data) -> list[Callable[[], Case]]:

@@ -43,4 +43,6 @@ for dtype in fp32 bf16; do
   step "bench-sam-$dtype" 300 python3 -m bench --suite sam --device cuda --backend all \
     --dtype $dtype --elements 67108864 --csv "$OUT/gpu_sam.csv"
 done
+step bench-zo 600 python3 -m bench --suite zo --device cuda --backend all --elements 67108864 \
+  --csv "$OUT/gpu_zo.csv"
 exit $status

@@ -20,7 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import sparse_kernels as sk
 
-from .cases import Case, Data
+from .cases import Case, Data, parameters, per_backend
 
 LR, RHO, MOMENTUM, DECAY = 1e-7, 1e-6, 0.9, 5e-4
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -30,26 +30,6 @@ BASES: dict[str, tuple[type[Optimizer], dict[str, Any], float]] = {
     "sgd": (SGD, SGD_OPTIONS, 5),
     "adamw": (AdamW, {"lr": LR, "weight_decay": DECAY}, 7),
 }
-
-
-def _parameters(data: Data) -> list[nn.Parameter]:
-    """Parameters over the same memory, with gradients that stay."""
-    params = [nn.Parameter(p) for p in data.params]
-    for p, g in zip(params, data.grads, strict=True):
-        p.grad = g
-    return params
-
-
-def _per_backend(make: Callable[[str], Any]) -> Callable[[str], Any]:
-    """One object per backend, made at its first call."""
-    made: dict[str, Any] = {}
-
-    def get(backend: str) -> Any:
-        if backend not in made:
-            made[backend] = make(backend)
-        return made[backend]
-
-    return get
 
 
 def _both_steps(optimizer: Callable[[str], SAM]) -> Callable[[str], None]:
@@ -68,7 +48,7 @@ def _scale(grads: list[Tensor], params: list[Tensor], adaptive: bool) -> Tensor:
     return RHO / (torch.norm(torch.stack(norms), p=2) + 1e-12)
 
 
-def _base_graph(base: str, params: list[Tensor], data: Data) -> Callable[[list[Tensor]], None]:
+def base_graph(base: str, params: list[Tensor], data: Data) -> Callable[[list[Tensor]], None]:
     """The base step as a graph: from weights that are given, into the parameters."""
     first = [torch.zeros_like(p) for p in params]
     second = [torch.zeros_like(p) for p in params]
@@ -113,7 +93,7 @@ def sam_step(data: Data, base: str, adaptive: bool = False) -> Case:
         torch_base.step()
 
     plain = [p.clone() for p in data.params]
-    update = _base_graph(base, plain, data)
+    update = base_graph(base, plain, data)
 
     def ascend_graph(_: object) -> list[Tensor]:
         scale = _scale(data.grads, plain, adaptive)
@@ -125,9 +105,9 @@ def sam_step(data: Data, base: str, adaptive: bool = False) -> Case:
     def descend_graph(saved: object) -> None:
         update(cast(list[Tensor], saved))
 
-    optimizer = _per_backend(
+    optimizer = per_backend(
         lambda backend: SAM(
-            _parameters(data), base_cls, RHO, adaptive, check_gradients=False, backend=backend,
+            parameters(data), base_cls, RHO, adaptive, check_gradients=False, backend=backend,
             **options,
         )
     )  # fmt: skip
@@ -211,7 +191,7 @@ def ssam_step(data: Data, kind: Masked, check: bool = False) -> Case:
         torch_base.step()
 
     plain = [p.clone() for p in params]
-    update = _base_graph("sgd", plain, data)
+    update = base_graph("sgd", plain, data)
 
     def ascend_graph(_: object) -> list[Tensor]:
         scale = _scale(grads, plain, False)
@@ -225,7 +205,7 @@ def ssam_step(data: Data, kind: Masked, check: bool = False) -> Case:
 
     def make(backend: str) -> SSAM:
         opt = SSAM(
-            _parameters(data), SGD, RHO, mask=RandomMask(), check_gradients=check, backend=backend,
+            parameters(data), SGD, RHO, mask=RandomMask(), check_gradients=check, backend=backend,
             **SGD_OPTIONS,
         )  # fmt: skip
         opt.set_masks(mask)
@@ -234,7 +214,7 @@ def ssam_step(data: Data, kind: Masked, check: bool = False) -> Case:
     return Case(
         kind.label + (" checked" if check else ""),
         (kind.passes() + check) * data.size + 0.25,  # the mask is read twice
-        _both_steps(_per_backend(make)),
+        _both_steps(per_backend(make)),
         (ascend, descend),
         graphs=(ascend_graph, descend_graph),
     )

@@ -71,8 +71,8 @@ Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, A
 }
 
 Directions<float> directions(Address key, Address coef, Address words, int64_t first, int q,
-                             int rounds, bool signs) {
-  return {at<int64_t>(key), at<float>(coef), at<int64_t>(words), first, q, rounds, signs};
+                             int rounds, bool signs, bool fast) {
+  return {at<int64_t>(key), at<float>(coef), at<int64_t>(words), first, q, rounds, signs, fast};
 }
 
 void bind_core(py::module_& m) {
@@ -112,7 +112,7 @@ void bind_types(py::module_& m) {
   py::class_<Directions<float>>(m, "Directions")
       .def(py::init(&directions), py::kw_only(), py::arg("key"), py::arg("coef"),
            py::arg("directions") = 0, py::arg("first_direction") = 0, py::arg("q"),
-           py::arg("rounds") = 10, py::arg("signs") = false);
+           py::arg("rounds") = 10, py::arg("signs") = false, py::arg("fast") = false);
   py::class_<Range>(m, "Range")
       .def_readonly("begin", &Range::begin)
       .def_readonly("end", &Range::end)
@@ -198,13 +198,21 @@ void bind_harness(py::module_& m) {
                                  last_row};
     return adabreg(run, dtype, dual, counts, scalars, at<int64_t>(live));
   });
-  m.def("zo_combine", [](const Run& run, const std::string& dtype, const Directions<float>& stream,
-                         Address alpha, Address gamma, bool sumsq) {
-    return zo_combine(run, dtype, stream, at<float>(alpha), at<float>(gamma), sumsq);
-  });
+  m.def("zo_combine",
+        [](const Run& run, const std::string& dtype, const std::string& source,
+           const Directions<float>& stream, Address alpha, Address gamma, bool sumsq) {
+          return zo_combine(run, dtype, source, stream, at<float>(alpha), at<float>(gamma), sumsq);
+        });
   m.def("zo_norm2", zo_norm2);
   m.def("zo_gram", [](const Run& run, const Directions<float>& stream, Address out) {
     return zo_gram(run, stream, at<double>(out));
+  });
+  m.def("zo_key", [](Address key, Address counter, Address seed, uint32_t stream) {
+    zo_key(at<int64_t>(key), at<int64_t>(counter), at<int64_t>(seed), stream);
+  });
+  m.def("shifted_signs", [](const std::array<uint32_t, 8>& x, uint32_t offset) {
+    const Words w = shifted_signs({x[0], x[1], x[2], x[3]}, {x[4], x[5], x[6], x[7]}, offset);
+    return std::array<uint32_t, 4>{w.x[0], w.x[1], w.x[2], w.x[3]};
   });
 }
 

@@ -111,7 +111,7 @@ Report for_each(const Op& op, const Run& run, double* partials = nullptr, int64_
 // An op with a backup, whole or packed.
 template <class Op>
 Report for_each_backed(const Op& op, const Run& run) {
-  if (phases::any_packed(run.segments)) return for_each(phases::Packed<Op>{op}, run);
+  if (phases::any_packed(run.segments)) return for_each(phases::packed(op), run);
   return for_each(op, run);
 }
 
@@ -149,14 +149,14 @@ Sum for_each_sum(const Op& op, const Run& run) {
   return sum;
 }
 
-template <bool kMasked, bool kSigns>
-Report gram_masked(const phases::Gram<kSigns>& op, const Run& run, double* gram) {
-  using Op = phases::Gram<kSigns>;
+template <bool kMasked, class Numbers>
+Report gram_masked(const phases::Gram<Numbers>& op, const Run& run, double* gram) {
+  using Op = phases::Gram<Numbers>;
   const ChunkPlan plan(numels_of(run.segments));
   const int64_t pairs = int64_t(op.stream.q) * (op.stream.q + 1) / 2;
   std::vector<double> sums(size_t(pairs * plan.chunks()), std::nan(""));
   Ledger ledger;
-  const auto shared = std::make_unique<phases::GramShared<kSigns>>();
+  const auto shared = std::make_unique<phases::GramShared<Numbers>>();
   for (const Segment& s : run.segments) register_segment<Op, kMasked>(ledger, s, run.kind());
   ledger.add(shared.get(), sizeof(*shared), Kind::kShared);
   ledger.add(sums.data(), int64_t(sums.size()) * 8);
@@ -166,7 +166,7 @@ Report gram_masked(const phases::Gram<kSigns>& op, const Run& run, double* gram)
       run, plan, ledger, [&](const TableOf<Op, kMasked>& table, int32_t number) {
         for (int64_t pair = 0; pair < pairs; ++pair) {
           ledger.next_block();
-          HostBlock<phases::GramShared<kSigns>, phases::GramThread> block{
+          HostBlock<phases::GramShared<Numbers>, phases::GramThread> block{
               *shared, states, {&ledger}};
           phases::gram_block<kMasked>(block, op, table, sums.data(), plan.chunks(), pair, number);
         }
@@ -181,9 +181,9 @@ Report gram_masked(const phases::Gram<kSigns>& op, const Run& run, double* gram)
   return report;
 }
 
-template <bool kSigns>
+template <class Numbers>
 Report gram(const Directions<float>& stream, const Run& run, double* out) {
-  const phases::Gram<kSigns> op{stream};
+  const phases::Gram<Numbers> op{stream};
   return phases::any_masked(run.segments) ? gram_masked<true>(op, run, out)
                                           : gram_masked<false>(op, run, out);
 }

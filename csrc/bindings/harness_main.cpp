@@ -8,6 +8,7 @@
 #include "harness_backup.h"
 #include "harness_choices.h"
 #include "harness_lists.h"
+#include "harness_zo.h"
 
 namespace {
 
@@ -109,46 +110,6 @@ void linbreg_step(int shift, bool masked, std::mt19937& random) {
   expect(x == y && live == wanted, "linbreg_step " + name_of<T>());
 }
 
-float direction(const Directions<float>& stream, const RoundKeys& keys, uint32_t uid, int k,
-                int64_t i) {
-  const int per_call = stream.signs ? kSignsPerBlock : kNormalsPerBlock;
-  const auto call = uint64_t(i / per_call);
-  const Words w = stream.rounds == 7 ? philox<7>(call, uid, stream.direction(k), keys)
-                                     : philox<10>(call, uid, stream.direction(k), keys);
-  const int in = int(i % per_call);
-  if (stream.signs) return (w.x[in / 32] >> (in % 32)) & 1u ? -1.0f : 1.0f;
-  const NormalPair pair = box_muller(w.x[in / 2 * 2], w.x[in / 2 * 2 + 1]);
-  return in % 2 ? pair.odd : pair.even;
-}
-
-template <bool kSigns>
-void random_sums(int shift, bool masked, int q, std::mt19937& random) {
-  Masks bits(random), *masks = masked ? &bits : nullptr;
-  List<float> tensors(shift, random);
-  auto wanted = tensors;
-  const int64_t key = 0x123456789abcdef;
-  std::vector<float> coef;
-  for (int k = 0; k < q; ++k) coef.push_back(0.5f + float(k));
-  const Directions<float> stream{&key, coef.data(), nullptr, 1, q, q % 2 ? 7 : 10, kSigns};
-  const RoundKeys keys = round_keys(uint64_t(key));
-  each_live(masks, [&](size_t t, int64_t i) {
-    float s = 0;
-    for (int k = 0; k < q; ++k) {
-      s = fma(coef[size_t(k)], direction(stream, keys, uint32_t(t), k, i), s);
-    }
-    wanted.at(t, i) = wanted.at(t, i) + s;
-  });
-  const Run run = run_of(masks, tensors, tensors);
-  const phases::Drawn<ZoCombine<float, true, true>, kSigns> op{{stream, nullptr, nullptr}};
-  const double sum = for_each_sum(op, run).total;
-  expect(tensors.memory == wanted.memory, "zo_combine");
-  const phases::Drawn<ZoNorm2<float>, kSigns> norm2{{stream}};
-  expect(for_each_sum(norm2, run).total == sum, "zo_norm2");
-  std::vector<double> matrix(size_t(q) * size_t(q));
-  gram<kSigns>(stream, run, matrix.data());
-  expect(matrix[size_t(q - 1)] == matrix[size_t(q) * size_t(q - 1)], "zo_gram");
-}
-
 void masks_both_ways(std::mt19937& random) {
   Masks bits(random);
   Run pack, unpack;
@@ -189,8 +150,11 @@ int main() {
       linbreg_step<float>(4 * shift, masked, random);
       linbreg_step<bf16>(2 * shift, masked, random);
       for (const int q : {1, 2, 19}) {
-        random_sums<false>(4 * shift, masked, q, random);
-        random_sums<true>(4 * shift, masked, q, random);
+        for (const int64_t first : {int64_t(0), (int64_t(1) << 32) - 129}) {
+          random_sums<phases::Normals>(4 * shift, masked, q, first, random);
+          random_sums<phases::FastNormals>(4 * shift, masked, q, first, random);
+          random_sums<phases::Signs>(4 * shift, masked, q, first, random);
+        }
       }
     }
   }
@@ -198,6 +162,9 @@ int main() {
     backed_ops<float>(4 * shift, random);
     backed_ops<bf16>(2 * shift, random);
     backed_ops<f16>(2 * shift, random);
+    random_sources<float>(4 * shift, random);
+    random_sources<bf16>(2 * shift, random);
+    random_sources<f16>(2 * shift, random);
     ranked_ops<float>(4 * shift, random);
     ranked_ops<bf16>(2 * shift, random);
     ranked_ops<f16>(2 * shift, random);
@@ -207,6 +174,7 @@ int main() {
     apply_masks<uint64_t>(8 * shift, random);
   }
   masks_both_ways(random);
+  step_key();
   std::printf("%d differences\n", failures);
   return failures != 0;
 }

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../phases/zo_key.h"
 #include "harness.h"
 
 namespace sk::harness {
@@ -123,31 +124,72 @@ inline Report adabreg(const Run& run, const std::string& dtype, bool dual, bool 
   });
 }
 
+// An op of random directions: its sum, or 0 where it has none.
+template <class Op>
+Sum for_each_drawn(const Op& op, const Run& run) {
+  if constexpr (Op::kReduce == Reduce::kSum) return for_each_sum(op, run);
+  Sum none;
+  none.report = for_each(op, run);
+  return none;
+}
+
+// What zo_combine starts from, as csrc/cuda/zo_combine.cu picks it. list: the tensors or their
+// like; wide: floats; saved: the tensors, into a packed backup; entries: a packed backup.
+template <class T, class Numbers, bool kSumsq>
+Sum zo_combine_from(const Run& run, const std::string& source, const Directions<float>& stream,
+                    const float* alpha, const float* gamma) {
+  const auto op = [&]<class Source>() {
+    return phases::Drawn<ZoCombine<T, Source, kSumsq>, Numbers>{{stream, alpha, gamma}};
+  };
+  using phases::packed;
+  if (source == "list") return for_each_drawn(op.template operator()<T>(), run);
+  if (source == "wide") return for_each_drawn(op.template operator()<float>(), run);
+  if (source == "saved") return for_each_drawn(packed(op.template operator()<InPlace>()), run);
+  if (source == "entries") {
+    return for_each_drawn(packed(op.template operator()<FromEntries>()), run);
+  }
+  throw std::invalid_argument("unknown source " + source);
+}
+
 // total is the sum of squares, 0 where it is not wanted
-inline Sum zo_combine(const Run& run, const std::string& dtype, const Directions<float>& stream,
-                      const float* alpha, const float* gamma, bool sumsq) {
+inline Sum zo_combine(const Run& run, const std::string& dtype, const std::string& source,
+                      const Directions<float>& stream, const float* alpha, const float* gamma,
+                      bool sumsq) {
   return dispatch_dtype(dtype, [&]<class T>() {
-    return dispatch_bool(stream.signs, [&]<bool kSigns>() {
-      if (sumsq) {
-        return for_each_sum(phases::Drawn<ZoCombine<T, true, true>, kSigns>{{stream, alpha, gamma}},
-                            run);
+    return phases::dispatch_numbers(stream, [&]<class Numbers>() -> Sum {
+      // portable ones on the host: one dtype is enough
+      if constexpr (phases::RandomTraits<Numbers>::kFast && !std::is_same_v<T, bf16>) {
+        throw std::invalid_argument("fast normals are compiled for bfloat16 only");
+      } else {
+        return dispatch_bool(sumsq, [&]<bool kSumsq>() {
+          return zo_combine_from<T, Numbers, kSumsq>(run, source, stream, alpha, gamma);
+        });
       }
-      Sum none;
-      none.report =
-          for_each(phases::Drawn<ZoCombine<T, true, false>, kSigns>{{stream, alpha, gamma}}, run);
-      return none;
     });
   });
 }
 
 inline Sum zo_norm2(const Run& run, const Directions<float>& stream) {
-  return dispatch_bool(stream.signs, [&]<bool kSigns>() {
-    return for_each_sum(phases::Drawn<ZoNorm2<float>, kSigns>{{stream}}, run);
+  return phases::dispatch_numbers(stream, [&]<class Numbers>() {
+    return for_each_sum(phases::Drawn<ZoNorm2<float>, Numbers>{{stream}}, run);
   });
 }
 
 inline Report zo_gram(const Run& run, const Directions<float>& stream, double* out) {
-  return dispatch_bool(stream.signs, [&]<bool kSigns>() { return gram<kSigns>(stream, run, out); });
+  return phases::dispatch_numbers(stream,
+                                  [&]<class Numbers>() { return gram<Numbers>(stream, run, out); });
+}
+
+inline void zo_key(int64_t* key, int64_t* counter, const int64_t* seed, uint32_t stream) {
+  Ledger ledger;
+  std::vector<phases::KeyThread> states(phases::kThreads);
+  phases::KeyShared shared;
+  for (const int64_t* p :
+       {static_cast<const int64_t*>(key), static_cast<const int64_t*>(counter), seed})
+    ledger.add(p, 8);
+  ledger.seal();
+  HostBlock<phases::KeyShared, phases::KeyThread> block{shared, states, {&ledger}};
+  phases::key_block(block, key, counter, seed, stream);
 }
 
 }  // namespace sk::harness

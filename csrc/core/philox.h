@@ -66,4 +66,21 @@ SK_HD uint64_t derive_key(uint64_t seed, uint64_t t, uint32_t stream) {
   return uint64_t(w.x[0]) | uint64_t(w.x[1]) << 32;
 }
 
+// Signs that do not begin with a call: bits [offset, offset + 128) of two calls in a row.
+SK_HD Words shifted_signs(const Words& call, const Words& next, uint32_t offset) {
+  uint32_t x[8] = {call.x[0], call.x[1], call.x[2], call.x[3],
+                   next.x[0], next.x[1], next.x[2], next.x[3]};
+  // by 2 words, by 1, by bits: an index of its own would put x into memory
+  SK_UNROLLED
+  for (int i = 0; i < 6; ++i) x[i] = offset & 64u ? x[i + 2] : x[i];
+  SK_UNROLLED
+  for (int i = 0; i < 5; ++i) x[i] = offset & 32u ? x[i + 1] : x[i];
+  Words w;
+  SK_UNROLLED
+  for (int i = 0; i < 4; ++i) {
+    w.x[i] = uint32_t((uint64_t(x[i + 1]) << 32 | x[i]) >> (offset & 31u));
+  }
+  return w;
+}
+
 }  // namespace sk

@@ -18,7 +18,8 @@ struct Segment {
   uint32_t uid = 0;                // parameter number of the random stream
   const void* input = nullptr;     // ops on masks: what the output is computed from
   int64_t input_numel = 0;
-  int64_t first = 0;  // global index of element 0, where the op numbers elements through the list
+  int64_t first = 0;  // index of element 0: in its parameter (random directions), or through the
+                      // list (ops that rank)
   int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor
 };
 

@@ -18,6 +18,8 @@
 namespace sk::cpu {
 
 constexpr int kBlock = 256;  // elements: larger buffers lose bandwidth (docs/performance.md)
+// normals of a block, and of one more call where it begins inside one; whole cache lines
+constexpr int kNoise = kBlock + int(kStreamAlign / sizeof(float));
 
 struct BlockContext {
   int n;                 // elements in this block

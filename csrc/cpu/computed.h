@@ -11,8 +11,8 @@ namespace sk::cpu {
 template <class Base>
 struct Computed : Base {
   template <class S>
-  SK_HD void generate(int64_t tensor, uint32_t, int64_t first, int n, typename Base::Math* out,
-                      S&) const {
+  SK_HD void generate(int64_t tensor, const Segment&, int64_t first, int n,
+                      typename Base::Math* out, S&) const {
     for (int i = 0; i < n; ++i) out[i] = this->value(tensor, first + i);
   }
 };

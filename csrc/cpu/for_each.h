@@ -27,7 +27,7 @@ template <class Op>
 struct Scratch {
   static constexpr bool kSums = Op::kReduce == Reduce::kSum;
   alignas(kStreamAlign) typename Op::Math lanes[kSums ? kLanes : 1];
-  alignas(kStreamAlign) float noise[Op::kGenerated ? kBlock : 1];
+  alignas(kStreamAlign) float noise[Op::kGenerated ? kNoise : 1];  // see generate.h
   std::vector<uint32_t> words;  // sign bits of the current tile, see generate.h
   int64_t tile = -1;
 };
@@ -86,16 +86,16 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   if (!any && !(kRestores<Op> && functor.enabled())) return;
   if constexpr (kSkips) expand_mask(words, n, keep, mask_flip<Op>());
   // around the caches only if nothing of what is written was read: with a mask, stream 0 was
-  const StreamCopy past = kMasked && kRestores<Op> ? nullptr : stream;
+  const StreamCopy past = kMasked && kFromBackup<Op> ? nullptr : stream;
   BlockContext block{n, kSkips ? keep : nullptr, past, nullptr};
   typename BackupOf<Op, kMasked>::Buffer original;
   if constexpr (kRestores<Op>) {
     if (!functor.enabled()) return backup.restore(first, n);
-    block.source = backup.unperturbed(first, n, original);
   } else {
     if (!functor.enabled()) return;
   }
-  BlockStreams<typename Op::Lists, kSkips, kRestores<Op>> streams;
+  if constexpr (kFromBackup<Op>) block.source = backup.unperturbed(first, n, original);
+  BlockStreams<typename Op::Lists, kSkips, kFromBackup<Op>> streams;
   streams.open(segment.data, first, block);
 
   alignas(kStreamAlign) std::conditional_t<kCounts, int32_t, Math> results[kBlock];
@@ -103,7 +103,7 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   if constexpr (!std::is_void_v<Result>) out = results;
   if constexpr (Op::kGenerated) {
     alignas(kStreamAlign) Math generated[kBlock];
-    op.generate(tensor, segment.uid, first, n, generated, scratch);
+    op.generate(tensor, segment, first, n, generated, scratch);
     streams.run(functor, n, static_cast<const Math*>(generated), out);
   } else {
     streams.run(functor, n, static_cast<const void*>(nullptr), out);
@@ -188,7 +188,7 @@ Reduction for_each(const Op& op, const std::vector<Segment>& segments) {
   const std::vector<int64_t> numels = numels_of(segments);
   const ChunkPlan plan(numels);
   int64_t bytes = bytes_per_element(typename Op::Lists{});
-  if constexpr (kRestores<Op>)
+  if constexpr (kFromBackup<Op>)
     bytes += int64_t(sizeof(typename Op::Lists::template At<0>::Storage));
   const bool large = plan.elements * bytes > kStreamBytes;
   const StreamCopy stream = large ? stream_copy : nullptr;

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "../core/normal.h"
 #include "../core/philox.h"
+#include "../core/segment.h"
 #include "../functors/zo_combine.h"
 #include "block.h"
 
@@ -50,8 +52,7 @@ SK_CLONES void fill_normals(const RoundKeys& keys, uint32_t uid, uint32_t direct
 
 template <int kRounds>
 SK_CLONES void fill_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t direction,
-                               int64_t tile, uint32_t* words) {
-  const uint64_t block = uint64_t(tile) * (kTile / kSignsPerBlock);
+                               uint64_t block, uint32_t* words) {
 #pragma omp simd
   for (int j = 0; j < kTile / kSignsPerBlock; ++j) {
     const Words w = philox<kRounds, uint64_t>(block + uint64_t(j), uid, direction, keys);
@@ -62,34 +63,73 @@ SK_CLONES void fill_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t dir
   }
 }
 
-// Sign words of the tile that holds element `first`, for all q directions: words[k * kTileWords +
-// i].
+// Moves a tile's signs down by `offset` of the first call's; the tile ends inside one more call.
+template <int kRounds>
+void shift_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t direction, uint64_t block,
+                      uint32_t offset, uint32_t* words) {
+  constexpr int kWords = kSignsPerBlock / 32;
+  for (int i = 0; i < kTileWords; i += kWords) {
+    Words call, next;
+    std::memcpy(&call, words + i, sizeof(call));
+    if (i + kWords < kTileWords) {
+      std::memcpy(&next, words + i + kWords, sizeof(next));
+    } else {
+      next = philox<kRounds>(block + kTile / kSignsPerBlock, uid, direction, keys);
+    }
+    const Words moved = shifted_signs(call, next, offset);
+    std::memcpy(words + i, &moved, sizeof(moved));
+  }
+}
+
+// Sign words of the tile that holds the segment's element `first`, for all q directions: words[k *
+// kTileWords + i].
 template <class Math, class S>
-void draw_tile(const Directions<Math>& stream, const RoundKeys& keys, uint32_t uid, int64_t first,
-               S& scratch) {
+void draw_tile(const Directions<Math>& stream, const RoundKeys& keys, const Segment& segment,
+               int64_t first, S& scratch) {
   const int64_t tile = first / kTile;
   if (scratch.tile == tile) return;
   scratch.tile = tile;
   scratch.words.resize(size_t(stream.q) * kTileWords);
+  const uint64_t start = uint64_t(segment.first) + uint64_t(tile) * kTile;
+  const uint64_t block = start / kSignsPerBlock;
+  const auto offset = uint32_t(start % kSignsPerBlock);
+  const auto draw = [&]<int kRounds>(uint32_t direction, uint32_t* words) {
+    fill_sign_words<kRounds>(keys, segment.uid, direction, block, words);
+    if (offset) {
+      shift_sign_words<kRounds>(keys, segment.uid, direction, block, offset, words);
+    }
+  };
   for (int k = 0; k < stream.q; ++k) {
     uint32_t* words = scratch.words.data() + size_t(k) * kTileWords;
     if (stream.rounds == 7) {
-      fill_sign_words<7>(keys, uid, stream.direction(k), tile, words);
+      draw.template operator()<7>(stream.direction(k), words);
     } else {
-      fill_sign_words<10>(keys, uid, stream.direction(k), tile, words);
+      draw.template operator()<10>(stream.direction(k), words);
     }
   }
 }
 
-// Direction k of one block: normals, or nothing where signs come from the tile's words.
+// Direction k of one block of a segment, n normals from element `first` on: drawn into z[kNoise],
+// from the first whole call on. Returns where element `first` stands.
 template <class Math>
-void draw_normals(const Directions<Math>& stream, const RoundKeys& keys, uint32_t uid, int k,
-                  int64_t first, int n, float* z) {
+const float* draw_normals(const Directions<Math>& stream, const RoundKeys& keys,
+                          const Segment& segment, int k, int64_t first, int n, float* z) {
+  const int64_t start = segment.first + first;
+  const int before = int(start % kNormalsPerBlock);
+  const auto draw = [&]<int kRounds>(uint32_t direction) {
+    fill_normals<kRounds>(keys, segment.uid, direction, start - before, n, z);
+    if (before) {  // the call in which the block ends
+      const uint64_t last = uint64_t(start + n - 1) / kNormalsPerBlock;
+      const int64_t at = int64_t(last) * kNormalsPerBlock - (start - before);
+      normals_of(philox<kRounds>(last, segment.uid, direction, keys), z + at);
+    }
+  };
   if (stream.rounds == 7) {
-    fill_normals<7>(keys, uid, stream.direction(k), first, n, z);
+    draw.template operator()<7>(stream.direction(k));
   } else {
-    fill_normals<10>(keys, uid, stream.direction(k), first, n, z);
+    draw.template operator()<10>(stream.direction(k));
   }
+  return z + before;
 }
 
 template <class Math>
@@ -110,20 +150,19 @@ struct Drawn : Base {
   RoundKeys keys;
 
   template <class S>
-  SK_HD void generate(int64_t, uint32_t uid, int64_t first, int n, typename Base::Math* s,
+  SK_HD void generate(int64_t, const Segment& segment, int64_t first, int n, typename Base::Math* s,
                       S& scratch) const {
     using Math = typename Base::Math;
 #pragma omp simd
     for (int i = 0; i < kBlock; ++i) s[i] = Math(0);
-    if (this->stream.signs) draw_tile(this->stream, keys, uid, first, scratch);
+    if (this->stream.signs) draw_tile(this->stream, keys, segment, first, scratch);
     for (int k = 0; k < this->stream.q; ++k) {
       const Math c = this->stream.coef[k];
       if (this->stream.signs) {
         const uint32_t* words = scratch.words.data() + size_t(k) * kTileWords;
         add_signs(c, words + (first % kTile) / 32, n, s);
       } else {
-        float* z = scratch.noise;
-        draw_normals(this->stream, keys, uid, k, first, n, z);
+        const float* z = draw_normals(this->stream, keys, segment, k, first, n, scratch.noise);
 #pragma omp simd
         for (int i = 0; i < kBlock; ++i) s[i] = fma(c, Math(z[i]), s[i]);
       }

@@ -12,7 +12,7 @@
 namespace sk::cpu {
 
 struct GramScratch {
-  std::vector<float> z;      // [q][kBlock] normals of the block
+  std::vector<float> z;      // [q][kNoise] normals of the block
   std::vector<float> lanes;  // [pairs][kLanes]
   std::vector<uint32_t> words;
   int64_t tile = -1;
@@ -30,21 +30,21 @@ inline void gram_chunk_normal(const Directions<float>& stream, const RoundKeys& 
                               GramScratch& scratch, double* sums) {
   const int q = stream.q;
   const int pairs = q * (q + 1) / 2;
-  scratch.z.resize(size_t(q) * kBlock);
+  scratch.z.resize(size_t(q) * kNoise);
   scratch.lanes.assign(size_t(pairs) * kLanes, 0.0f);
   uint32_t keep[kBlock];
   std::fill(keep, keep + kBlock, 1u);
   for (int64_t first = begin; first < end; first += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, end - first));
     if (segment.mask) expand_mask(segment.mask + first / 32, n, keep);
-    for (int k = 0; k < q; ++k) {
-      draw_normals(stream, keys, segment.uid, k, first, n, scratch.z.data() + size_t(k) * kBlock);
+    const float* z = nullptr;  // of direction 0; the others follow
+    for (int k = q - 1; k >= 0; --k) {
+      z = draw_normals(stream, keys, segment, k, first, n, scratch.z.data() + size_t(k) * kNoise);
     }
     float* lanes = scratch.lanes.data() + first % kLanes;
     for (int j = 0; j < q; ++j) {
       for (int k = 0; k <= j; ++k, lanes += kLanes) {
-        multiply_add_lanes(&scratch.z[size_t(j) * kBlock], &scratch.z[size_t(k) * kBlock], keep, n,
-                           lanes);
+        multiply_add_lanes(z + size_t(j) * kNoise, z + size_t(k) * kNoise, keep, n, lanes);
       }
     }
   }
@@ -59,7 +59,7 @@ inline void gram_chunk_signs(const Directions<float>& stream, const RoundKeys& k
   std::vector<int64_t> differ(size_t(q) * (q + 1) / 2, 0);
   int64_t live = 0;
   for (int64_t first = begin; first < end; first += 32) {
-    draw_tile(stream, keys, segment.uid, first, scratch);
+    draw_tile(stream, keys, segment, first, scratch);
     const int64_t left = end - first;
     uint32_t mask = left >= 32 ? 0xffffffffu : (1u << left) - 1u;
     if (segment.mask) mask &= segment.mask[first / 32];

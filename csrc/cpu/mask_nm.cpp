@@ -44,7 +44,8 @@ struct BufferedNm : MaskNm<Keys> {
   const Segment* scores;  // [tensors], with cols
 
   template <class S>
-  SK_HD void generate(int64_t tensor, uint32_t, int64_t first, int n, uint32_t* out, S&) const {
+  SK_HD void generate(int64_t tensor, const Segment&, int64_t first, int n, uint32_t* out,
+                      S&) const {
     const Segment& s = scores[tensor];
     const int64_t reach = this->groups.reach(s.cols, s.numel);
     if (reach > kMostBuffered / 2) return words(Direct<Keys>{*source, s}, s.numel, first, n, out);

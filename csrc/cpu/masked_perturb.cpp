@@ -14,7 +14,7 @@ void masked_perturb_cpu(TensorList params, TensorList grads, Tensor norm, double
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
   const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup, ranks);
-  const auto segments = make_segments({&params, &grads}, masks, backup, nullptr, ranks);
+  const auto segments = make_segments({&params, &grads}, masks, backup, ranks);
   check_capacity(kOp, segments);
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     dispatch_bool(adaptive, [&]<bool kAdaptive>() {

@@ -12,7 +12,7 @@ void restore_cpu(TensorList params, TensorList masks, TensorList backup, TensorL
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
   check_restore(kOp, params, masks, backup, ranks);
-  const auto segments = make_segments({&params}, masks, backup, nullptr, ranks);
+  const auto segments = make_segments({&params}, masks, backup, ranks);
   check_capacity(kOp, segments);
   dispatch_bits(kOp, params[0].element_size(),
                 [&]<class T>() { for_each(Restore<T>{}, segments); });

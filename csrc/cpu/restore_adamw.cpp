@@ -19,7 +19,7 @@ void restore_adamw_cpu(TensorList params, TensorList grads, TensorList exp_avgs,
   const ScalarType dtype = check_restore_adamw(params, grads, exp_avgs, exp_avg_sqs, masks, backup,
                                                ranks, step_sizes, bias2_sqrts, skip, inv_scale);
   const auto segments =
-      make_segments({&params, &grads, &exp_avgs, &exp_avg_sqs}, masks, backup, nullptr, ranks);
+      make_segments({&params, &grads, &exp_avgs, &exp_avg_sqs}, masks, backup, ranks);
   check_capacity(kOp, segments);
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     const auto gates = make_gates<opmath_t<T>>(skip, inv_scale, maximize);

@@ -18,8 +18,7 @@ void restore_sgd_cpu(TensorList params, TensorList grads, TensorList momentum_bu
   if (params.empty()) return;
   const ScalarType dtype =
       check_restore_sgd(params, grads, momentum_buffers, masks, backup, ranks, skip, inv_scale);
-  const auto segments =
-      make_segments({&params, &grads, &momentum_buffers}, masks, backup, nullptr, ranks);
+  const auto segments = make_segments({&params, &grads, &momentum_buffers}, masks, backup, ranks);
   check_capacity(kOp, segments);
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     const auto gates = make_gates<opmath_t<T>>(skip, inv_scale, maximize);

@@ -21,16 +21,21 @@ void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
                     std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
-  const ScalarType dtype = check_zo_combine(tensors, src, masks, backup, alpha, gamma, sumsq);
-  const auto segments = make_segments({&tensors, &src}, masks, backup, &uids);
+  const ScalarType dtype =
+      check_zo_combine(tensors, src, masks, backup, ranks, alpha, gamma, sumsq);
+  const bool entries = from_entries(backup, ranks);
+  const TensorList none;
+  const auto segments = drawn_segments(kOp, {&tensors, entries ? &none : &src}, masks,
+                                       entries ? src : backup, ranks, uids, firsts);
+  check_capacity(kOp, segments);
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     using O = opmath_t<T>;
     const auto stream = make_directions<O>(kOp, &coef, coef.numel(), key, directions,
-                                           first_direction, uids, distribution, rounds, tensors);
-    dispatch_bool(!src.empty(), [&]<bool kSource>() {
+                                           first_direction, distribution, rounds, math, tensors);
+    dispatch_source<T>(src, backup, ranks, dtype, [&]<class Source>() {
       dispatch_bool(sumsq.has_value(), [&]<bool kSumsq>() {
-        const ZoCombine<T, kSource, kSumsq> op{stream, data_or_null<O>(alpha),
-                                               data_or_null<O>(gamma)};
+        const ZoCombine<T, Source, kSumsq> op{stream, data_or_null<O>(alpha),
+                                              data_or_null<O>(gamma)};
         const double sum = for_each(drawn(op), segments).sum;
         if (kSumsq) *static_cast<double*>(sumsq->data_ptr()) = sum;
       });
@@ -44,11 +49,11 @@ Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<T
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return scalar_result(0, ScalarType::Double);
   const ScalarType dtype = check_drawn(kOp, tensors, masks);
-  const auto segments = make_segments({&tensors}, masks, {}, &uids);
+  const auto segments = drawn_segments(kOp, {&tensors}, masks, {}, {}, uids, firsts);
   const double sum = dispatch_float<true>(kOp, dtype, [&]<class T>() {
     const auto stream =
         make_directions<opmath_t<T>>(kOp, &coef, coef.numel(), key, directions, first_direction,
-                                     uids, distribution, rounds, tensors);
+                                     distribution, rounds, math, tensors);
     return for_each(drawn(ZoNorm2<T>{stream}), segments).sum;
   });
   return scalar_result(sum, ScalarType::Double);
@@ -64,8 +69,8 @@ Tensor zo_gram_cpu(TensorList tensors, int64_t q, Tensor key, std::optional<Tens
   if (tensors.empty()) return out;
   check_drawn(kOp, tensors, masks);
   const auto stream = make_directions<float>(kOp, nullptr, q, key, directions, first_direction,
-                                             uids, distribution, rounds, tensors);
-  gram_matrix(stream, make_segments({&tensors}, masks, {}, &uids), gram);
+                                             distribution, rounds, math, tensors);
+  gram_matrix(stream, drawn_segments(kOp, {&tensors}, masks, {}, {}, uids, firsts), gram);
   return out;
 }
 

@@ -73,7 +73,7 @@ void for_each(const Op& op, const std::vector<Segment>& segments, const Tensor& 
 // The same for an op with a backup, whole or packed.
 template <class Op>
 void for_each_backed(const Op& op, const std::vector<Segment>& segments, const Tensor& lead) {
-  if (phases::any_packed(segments)) return for_each(phases::Packed<Op>{op}, segments, lead);
+  if (phases::any_packed(segments)) return for_each(phases::packed(op), segments, lead);
   for_each(op, segments, lead);
 }
 

@@ -13,14 +13,14 @@ using phases::Gram;
 
 constexpr int64_t kGridRows = 65535;  // limit of gridDim.y
 
-template <bool kMasked, bool kSigns>
+template <bool kMasked, class Numbers>
 __global__ void __launch_bounds__(phases::kThreads, 2)
-    gram_kernel(const __grid_constant__ Gram<kSigns> op,
-                const __grid_constant__ phases::TableOf<Gram<kSigns>, kMasked> table, double* sums,
+    gram_kernel(const __grid_constant__ Gram<Numbers> op,
+                const __grid_constant__ phases::TableOf<Gram<Numbers>, kMasked> table, double* sums,
                 int64_t chunks, int64_t first_pair) {
-  __shared__ phases::GramShared<kSigns> shared;
+  __shared__ phases::GramShared<Numbers> shared;
   phases::GramThread state;
-  DeviceBlock<phases::GramShared<kSigns>, phases::GramThread> block{shared, state};
+  DeviceBlock<phases::GramShared<Numbers>, phases::GramThread> block{shared, state};
   phases::gram_block<kMasked>(block, op, table, sums, chunks, first_pair + blockIdx.y,
                               int32_t(blockIdx.x));
 }
@@ -35,14 +35,14 @@ __global__ void __launch_bounds__(phases::kThreads, 2)
   phases::finish_gram(block, sums, chunks, q, gram, blockIdx.x);
 }
 
-template <bool kMasked, bool kSigns>
-void launch_gram(const Gram<kSigns>& op, const std::vector<Segment>& segments,
+template <bool kMasked, class Numbers>
+void launch_gram(const Gram<Numbers>& op, const std::vector<Segment>& segments,
                  const ChunkPlan& plan, double* sums, cudaStream_t stream) {
   const int64_t pairs = int64_t(op.stream.q) * (op.stream.q + 1) / 2;
-  phases::for_each_table<Gram<kSigns>, kMasked>(segments, plan, [&](const auto& table) {
+  phases::for_each_table<Gram<Numbers>, kMasked>(segments, plan, [&](const auto& table) {
     for (int64_t first = 0; first < pairs; first += kGridRows) {
       const dim3 grid(unsigned(table.blocks()), unsigned(std::min(pairs - first, kGridRows)));
-      gram_kernel<kMasked, kSigns>
+      gram_kernel<kMasked, Numbers>
           <<<grid, phases::kThreads, 0, stream>>>(op, table, sums, plan.chunks(), first);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
@@ -58,8 +58,8 @@ inline void gram_matrix(const Directions<float>& directions, const std::vector<S
   Tensor sums = torch::stable::new_empty(lead, {pairs * plan.chunks()}, ScalarType::Double);
   auto* partials = static_cast<double*>(sums.data_ptr());
   dispatch_bool(phases::any_masked(segments), [&]<bool kMasked>() {
-    dispatch_bool(directions.signs, [&]<bool kSigns>() {
-      launch_gram<kMasked>(Gram<kSigns>{directions}, segments, plan, partials, stream);
+    phases::dispatch_numbers(directions, [&]<class Numbers>() {
+      launch_gram<kMasked>(Gram<Numbers>{directions}, segments, plan, partials, stream);
     });
   });
   finish_gram_kernel<double><<<unsigned(pairs), phases::kThreads, 0, stream>>>(

@@ -13,7 +13,7 @@ void masked_perturb_cuda(TensorList params, TensorList grads, Tensor norm, doubl
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
   const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup, ranks);
-  const auto segments = make_segments({&params, &grads}, masks, backup, nullptr, ranks);
+  const auto segments = make_segments({&params, &grads}, masks, backup, ranks);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {
     dispatch_bool(adaptive, [&]<bool kAdaptive>() {
       const float* value = static_cast<const float*>(norm.data_ptr());

@@ -11,7 +11,7 @@ void restore_cuda(TensorList params, TensorList masks, TensorList backup, Tensor
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
   check_restore(kOp, params, masks, backup, ranks);
-  const auto segments = make_segments({&params}, masks, backup, nullptr, ranks);
+  const auto segments = make_segments({&params}, masks, backup, ranks);
   dispatch_bits(kOp, params[0].element_size(),
                 [&]<class T>() { for_each_backed(Restore<T>{}, segments, params[0]); });
 }

@@ -18,7 +18,7 @@ void restore_adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs
   const ScalarType dtype = check_restore_adamw(params, grads, exp_avgs, exp_avg_sqs, masks, backup,
                                                ranks, step_sizes, bias2_sqrts, skip, inv_scale);
   const auto segments =
-      make_segments({&params, &grads, &exp_avgs, &exp_avg_sqs}, masks, backup, nullptr, ranks);
+      make_segments({&params, &grads, &exp_avgs, &exp_avg_sqs}, masks, backup, ranks);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {
     const auto gates = make_gates<float>(skip, inv_scale, maximize);
     const auto op = restore_adamw_op<T>(gates, step_sizes, bias2_sqrts, lr, beta1, beta2, eps,

@@ -16,8 +16,7 @@ void restore_sgd_cuda(TensorList params, TensorList grads, TensorList momentum_b
   if (params.empty()) return;
   const ScalarType dtype =
       check_restore_sgd(params, grads, momentum_buffers, masks, backup, ranks, skip, inv_scale);
-  const auto segments =
-      make_segments({&params, &grads, &momentum_buffers}, masks, backup, nullptr, ranks);
+  const auto segments = make_segments({&params, &grads, &momentum_buffers}, masks, backup, ranks);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {
     const auto gates = make_gates<float>(skip, inv_scale, maximize);
     dispatch_bool(!momentum_buffers.empty(), [&]<bool kMomentum>() {

@@ -29,7 +29,9 @@ enum class Reduce { kNone, kSum, kCount };
 //   from the backup where the mask bit is 1 (everywhere without a mask), from memory elsewhere. The
 //   mask chooses the source only; every entry takes part. With a disabled functor the raw bits go
 //   back to memory, and nothing else is read or written.
-enum class Backup { kNone, kSaves, kRestores };
+// kFeeds: the call comes with a backup, and stream 0 enters as it was when saved, but entries with
+//   bit 0 take no part: they are neither read nor written.
+enum class Backup { kNone, kSaves, kRestores, kFeeds };
 
 template <class Op>
 constexpr Backup backup_of() {
@@ -43,6 +45,8 @@ template <class Op>
 inline constexpr bool kSaves = backup_of<Op>() == Backup::kSaves;
 template <class Op>
 inline constexpr bool kRestores = backup_of<Op>() == Backup::kRestores;
+template <class Op>
+inline constexpr bool kFromBackup = kRestores<Op> || backup_of<Op>() == Backup::kFeeds;
 
 template <class T, Role kRole>
 struct Stream {

@@ -1,9 +1,9 @@
 // zo_combine: tensors <- alpha * src + gamma * s,  s = sum_k coef[k] z_k, z_k regenerated.
 //   s starts at 0 and takes fma(coef[k], z_k, s), k ascending; then one add and one rounding.
 // Source: ZO-SAM, arXiv 2603.13115; MeZO, arXiv 2305.17333, algorithm 1. The stream: core/philox.h.
-// Lists: tensors[T] mutated, src[T] const (the tensors themselves where absent).
-// Reduces s^2 where kSumsq. zo_norm2 is the same sum without touching a tensor.
-// Twins: sparse_kernels/reference/zo_combine.py, sparse_kernels/triton/zo_combine.py.
+// Lists: tensors[T] mutated; src, if any: [T] or [Math] const, or the packed entries of the
+// tensors. Reduces s^2 where kSumsq. zo_norm2 is the same sum without touching a tensor. Twins:
+// sparse_kernels/reference/zo_combine.py, sparse_kernels/triton/zo_combine.py.
 #pragma once
 
 #include <type_traits>
@@ -22,19 +22,38 @@ struct Directions {
   int32_t q;
   int32_t rounds;  // 10 or 7
   bool signs;      // rademacher instead of normal
+  bool fast;       // normals from the hardware's approximate functions, where there are any
 
   SK_HD uint32_t direction(int k) const {
     return uint32_t(directions ? directions[k] : first_direction + k);
   }
 };
 
-template <class T, bool kSource, bool kSumsq>
+struct InPlace {};      // the tensors are the source
+struct FromEntries {};  // a packed backup is
+
+// Source: InPlace, FromEntries, or what the elements of a list of its own are stored as.
+template <class T, class Source>
+struct CombinedLists {
+  using type = StreamList<Out<T>, In<Source>>;
+};
+template <class T>
+struct CombinedLists<T, InPlace> {
+  using type = StreamList<InOut<T>>;
+};
+template <class T>
+struct CombinedLists<T, FromEntries> {
+  using type = StreamList<InOut<T>>;
+};
+
+template <class T, class Source, bool kSumsq>
 struct ZoCombine {
   using Math = opmath_t<T>;
-  using Lists = std::conditional_t<kSource, StreamList<Out<T>, In<T>>, StreamList<InOut<T>>>;
+  using Lists = typename CombinedLists<T, Source>::type;
   static constexpr Reduce kReduce = kSumsq ? Reduce::kSum : Reduce::kNone;
   static constexpr bool kGenerated = true;
-  static constexpr Backup kBackup = Backup::kSaves;
+  static constexpr Backup kBackup =
+      std::is_same_v<Source, FromEntries> ? Backup::kFeeds : Backup::kSaves;
   using Result = std::conditional_t<kSumsq, Math, void>;
 
   Directions<Math> stream;

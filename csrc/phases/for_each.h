@@ -23,6 +23,18 @@ SK_HD void clear(MathOf<Op> (*s)[Shape<Op>::V]) {
   }
 }
 
+// The normals of the U groups from element `at` of the chunk on.
+template <class Op, class Block>
+SK_HD void add_directions(const Op& op, uint64_t key, const Block& block, int at,
+                          MathOf<Op> (*s)[Shape<Op>::V]) {
+  using F = Shape<Op>;
+  const int64_t first = block.first() + block.begin + at;
+  dispatch_rounds(op.stream, first, [&]<int kRounds>() SK_INLINED {
+    add_normals<kRounds, Traits<Op>::kFast, F::V, F::U>(op.stream, key, block.uid(), first,
+                                                        F::kStride, s);
+  });
+}
+
 // Steps [first, end) of a chunk without barriers: no computed input, or one that each thread makes
 // for itself.
 template <bool kWhole, bool kMasked, class Memory, class Op, class Functor>
@@ -38,12 +50,7 @@ SK_HD void walk_steps(const Memory& memory, const Op& op, const View<Op, kMasked
     step.load(functor);
     if constexpr (Traits<Op>::kRandom) {
       clear<Op>(state.s);
-      const int64_t element = block.begin + step.at;
-      if (op.stream.rounds == 7) {
-        add_normals<7, F::V, F::U>(op.stream, key, block.uid(), element, F::kStride, state.s);
-      } else {
-        add_normals<10, F::V, F::U>(op.stream, key, block.uid(), element, F::kStride, state.s);
-      }
+      add_directions(op, key, block, step.at, state.s);
     }
     step.finish(functor, state);
   }
@@ -67,10 +74,11 @@ SK_HD void walk(Exec& exec, const Op& op, const View<Op, kMasked>& block, const 
 template <bool kWhole, bool kMasked, class Memory, class Op, class Functor>
 SK_HD void sign_step(const Memory& memory, const Op& op, const View<Op, kMasked>& block,
                      const Functor& functor, const SignTiling& tiling, int k, const uint32_t* words,
-                     int tile, int first, int thread, Thread<Op>& state) {
+                     const decltype(Shared<Op>::places)* places, int tile, int first, int thread,
+                     Thread<Op>& state) {
   using F = Shape<Op>;
   const bool last = k + tiling.directions() >= op.stream.q;
-  Step<Op, kMasked, kWhole, Memory> step(memory, block, nullptr, first, thread);
+  Step<Op, kMasked, kWhole, Memory> step(memory, block, places, first, thread);
   if (step.idle()) return;
   if (last) step.load(functor);
   if (k == 0) clear<Op>(state.s);
@@ -87,23 +95,23 @@ SK_HD void walk_signs(Exec& exec, const Op& op, const View<Op, kMasked>& block,
   const bool aligned = block.template aligned<F::V>();
   const SignTiling tiling(op.stream.q, kChunkSize / F::kStep);
   uint32_t* words = exec.shared.words;
+  const auto* places = &exec.shared.places;
   for (int tile = 0; tile < block.size; tile += tiling.elements()) {
     const int end = block.size - tile < tiling.elements() ? block.size : tile + tiling.elements();
     for (int k = 0; k < op.stream.q; k += tiling.directions()) {
       exec.run([&](int thread, Thread<Op>&) SK_INLINED {
-        draw_signs(exec.memory, op.stream, key, block.uid(), block.begin, block.size, tiling, tile,
-                   k, thread, words);
+        draw_signs(exec.memory, op.stream, key, block, tiling, tile, k, thread, words);
       });
       exec.barrier();
       exec.run([&](int thread, Thread<Op>& state) SK_INLINED {
         SK_UNROLL(1)
         for (int first = tile; first < end; first += F::kStep) {
           if (aligned && first + F::kStep <= end) {
-            sign_step<true>(exec.memory, op, block, functor, tiling, k, words, tile, first, thread,
-                            state);
+            sign_step<true>(exec.memory, op, block, functor, tiling, k, words, places, tile, first,
+                            thread, state);
           } else {
-            sign_step<false>(exec.memory, op, block, functor, tiling, k, words, tile, first, thread,
-                             state);
+            sign_step<false>(exec.memory, op, block, functor, tiling, k, words, places, tile, first,
+                             thread, state);
           }
         }
       });
@@ -144,9 +152,8 @@ template <bool kMasked, class Exec, class Op>
 SK_HD void for_each_block(Exec& exec, const Op& op, const TableOf<Op, kMasked>& table,
                           const Outputs& out, int32_t number) {
   const View<Op, kMasked> block(table, number);
-  if constexpr (Traits<Op>::kPacked) {
-    if (!find_places(exec, block, &exec.shared.places)) return;
-  }
+  bool fits = true;  // else the chunk is left alone, and adds nothing
+  if constexpr (Traits<Op>::kPacked) fits = find_places(exec, block, &exec.shared.places);
   const auto functor = op.bind(block.tensor());
   uint64_t key = 0;
   if constexpr (Traits<Op>::kRandom) key = uint64_t(*op.stream.key);
@@ -154,7 +161,8 @@ SK_HD void for_each_block(Exec& exec, const Op& op, const TableOf<Op, kMasked>& 
     for (auto& lane : state.lanes) lane = MathOf<Op>(0);
     state.count = 0;
   });
-  if constexpr (Traits<Op>::kSigns) {
+  if (!fits) {
+  } else if constexpr (Traits<Op>::kSigns) {
     walk_signs<kMasked>(exec, op, block, functor, key);
   } else {
     walk<kMasked>(exec, op, block, functor, key);

@@ -20,21 +20,19 @@ SK_HD DirectionPair direction_pair(int64_t number) {
 }
 
 // The op of the tables: numel, mask and uid, no streams.
-template <bool kSignsOp>
+template <class Numbers>
 struct Gram {
   using Math = float;
   using Lists = StreamList<>;
   static constexpr Reduce kReduce = Reduce::kNone;
   Directions<float> stream;
 };
-template <bool kSignsOp>
-struct Traits<Gram<kSignsOp>> : DefaultTraits {
-  static constexpr bool kRandom = true;
-  static constexpr bool kSigns = kSignsOp;
-};
+template <class Numbers>
+struct Traits<Gram<Numbers>> : RandomTraits<Numbers> {};
 
-template <bool kSigns>
+template <class Numbers>
 struct GramShared {
+  static constexpr bool kSigns = std::is_same_v<Numbers, Signs>;
   using Lane = std::conditional_t<kSigns, int32_t, float>;
   Lane lanes[kSigns ? kThreads : kLanes];
 };
@@ -45,13 +43,12 @@ template <bool kMasked, class Memory, class Block>
 SK_HD int32_t sign_products(const Memory& memory, const Directions<float>& stream,
                             const RoundKeys& keys, const Block& block, DirectionPair pair,
                             int first) {
-  const uint64_t call = uint64_t(block.begin + first) / kSignsPerBlock;
   const uint32_t directions[2] = {stream.direction(pair.j), stream.direction(pair.k)};
   Words w[2];
   SK_UNROLLED
   for (int d = 0; d < 2; ++d) {
-    w[d] = stream.rounds == 7 ? philox<7>(call, block.uid(), directions[d], keys)
-                              : philox<10>(call, block.uid(), directions[d], keys);
+    w[d] =
+        sign_words(stream, keys, block.uid(), directions[d], block.first() + block.begin + first);
   }
   int32_t sum = 0;
   SK_UNROLLED
@@ -66,7 +63,7 @@ SK_HD int32_t sign_products(const Memory& memory, const Directions<float>& strea
   return sum;
 }
 
-template <int kRounds, bool kMasked, class Memory, class Block>
+template <int kRounds, bool kFast, bool kMasked, class Memory, class Block>
 SK_HD void normal_products(const Memory& memory, const Directions<float>& stream,
                            const RoundKeys& keys, const Block& block, DirectionPair pair,
                            int thread, float* lanes) {
@@ -76,37 +73,38 @@ SK_HD void normal_products(const Memory& memory, const Directions<float>& stream
     uint32_t bits = left >= 4 ? 15u : (1u << left) - 1u;
     if constexpr (kMasked) bits &= memory.load(block.mask() + first / 32) >> (first % 32);
     if (bits == 0) continue;
-    const uint64_t call = uint64_t(block.begin + first) / kNormalsPerBlock;
-    float z[2][4];
+    const int64_t number = block.first() + block.begin + first;
+    float z[2][1][4] = {};  // 1 z + 0 is z
     SK_UNROLLED
     for (int d = 0; d < 2; ++d) {
-      const Words w =
-          philox<kRounds>(call, block.uid(), stream.direction(d ? pair.k : pair.j), keys);
-      const NormalPair low = box_muller(w.x[0], w.x[1]);
-      const NormalPair high = box_muller(w.x[2], w.x[3]);
-      z[d][0] = low.even;
-      z[d][1] = low.odd;
-      z[d][2] = high.even;
-      z[d][3] = high.odd;
+      const uint32_t direction = stream.direction(d ? pair.k : pair.j);
+      if constexpr (kRounds == 0) {
+        add_split_calls<kFast, 4, 1>(1.0f, stream.rounds, keys, block.uid(), direction, number, 0,
+                                     z[d]);
+      } else {
+        const uint64_t call = uint64_t(number) / kNormalsPerBlock;
+        normals_of<kFast>(philox<kRounds>(call, block.uid(), direction, keys), z[d][0]);
+      }
     }
     SK_UNROLLED
     for (int i = 0; i < 4; ++i) {
-      if ((bits >> i) & 1u) lanes[i] = lanes[i] + z[0][i] * z[1][i];
+      if ((bits >> i) & 1u) lanes[i] = lanes[i] + z[0][0][i] * z[1][0][i];
     }
   }
 }
 
 // sums[pair * stride + chunk] of chunk `number` of the table
-template <bool kMasked, bool kSigns, class Exec>
-SK_HD void gram_block(Exec& exec, const Gram<kSigns>& op,
-                      const TableOf<Gram<kSigns>, kMasked>& table, double* sums, int64_t stride,
+template <bool kMasked, class Numbers, class Exec>
+SK_HD void gram_block(Exec& exec, const Gram<Numbers>& op,
+                      const TableOf<Gram<Numbers>, kMasked>& table, double* sums, int64_t stride,
                       int64_t number_of_pair, int32_t number) {
-  const View<Gram<kSigns>, kMasked> block(table, number);
+  using T = Traits<Gram<Numbers>>;
+  const View<Gram<Numbers>, kMasked> block(table, number);
   const RoundKeys keys = round_keys(uint64_t(*op.stream.key));
   const DirectionPair pair = direction_pair(number_of_pair);
   auto* lanes = exec.shared.lanes;
   exec.run([&](int thread, GramThread&) SK_INLINED {
-    if constexpr (kSigns) {
+    if constexpr (T::kSigns) {
       const int first = thread * kSignsPerBlock;
       const bool any = first < block.size;
       exec.memory.store(
@@ -114,17 +112,16 @@ SK_HD void gram_block(Exec& exec, const Gram<kSigns>& op,
           any ? sign_products<kMasked>(exec.memory, op.stream, keys, block, pair, first) : 0);
     } else {
       float own[4] = {0, 0, 0, 0};
-      if (op.stream.rounds == 7) {
-        normal_products<7, kMasked>(exec.memory, op.stream, keys, block, pair, thread, own);
-      } else {
-        normal_products<10, kMasked>(exec.memory, op.stream, keys, block, pair, thread, own);
-      }
+      dispatch_rounds(op.stream, block.first(), [&]<int kRounds>() SK_INLINED {
+        normal_products<kRounds, T::kFast, kMasked>(exec.memory, op.stream, keys, block, pair,
+                                                    thread, own);
+      });
       SK_UNROLLED
       for (int i = 0; i < 4; ++i) exec.memory.store(lanes + 4 * thread + i, own[i]);
     }
   });
   exec.barrier();
-  join_in_shared(exec, lanes, kSigns ? kThreads : kLanes);
+  join_in_shared(exec, lanes, T::kSigns ? kThreads : kLanes);
   exec.run([&](int thread, GramThread&) SK_INLINED {
     if (thread != 0) return;
     exec.memory.store(sums + number_of_pair * stride + table.chunk + number,

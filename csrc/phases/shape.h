@@ -34,10 +34,11 @@ struct Shape {
   static constexpr int V = kSum || kFit < 4 || kFit * kWords > 24 ? kLanes / kThreads : kFit;
   static constexpr int kRegisters = V * bytes_read(typename Op::Lists{}) / 4;  // of one group
   // a stream that comes from two places stands in registers twice
-  static constexpr int kFew = kRestores<Op> ? 4 : 8;
+  static constexpr int kFew = kFromBackup<Op> ? 4 : 8;
   static constexpr int kLoads = kRegisters <= kFew ? 4 : (kRegisters <= 12 ? 2 : 1);
-  static constexpr int kNormals = kSum && Op::Lists::size > 0 ? 4 : 8;  // one or two Philox calls
-  static constexpr int kSigned = V == 4 ? 8 : 16;
+  // one Philox call, or two where there is nothing else to hold
+  static constexpr int kNormals = (kSum && Op::Lists::size > 0) || T::kPacked ? 4 : 8;
+  static constexpr int kSigned = V == 4 || kFromBackup<Op> ? 8 : 16;
   static constexpr int kElements = !T::kRandom ? 16 : (T::kSigns ? kSigned : kNormals);  // at most
   static constexpr int kMany = kElements / V > 1 ? kElements / V : 1;
   static constexpr int U = T::kInput ? 1 : (T::kRandom || kMany < kLoads ? kMany : kLoads);

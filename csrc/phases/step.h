@@ -77,8 +77,8 @@ struct Step {
     if constexpr (!kWhole) return;
     streams.each([&](auto& stream) SK_INLINED {
       using S = std::remove_reference_t<decltype(stream)>;
-      if constexpr (kRestores<Op> && S::kIndex == 0) {
-        fetch_unperturbed(stream, functor.enabled());
+      if constexpr (kFromBackup<Op> && S::kIndex == 0) {
+        fetch_unperturbed(stream, kRestores<Op> && functor.enabled());
       } else if constexpr (!S::kOut) {
         if (kRestores<Op> && !functor.enabled()) return;
         const bool all = kRestores<Op> || (S::kIndex == 0 && block.saved());
@@ -211,7 +211,7 @@ struct Step {
   SK_HD void fetch_elements(Stream& stream, int u, uint32_t exist, uint32_t mine, uint32_t live) {
     using Storage = typename Stream::Storage;
     const char* p = address(block.template data<Stream>(Stream::kIndex), stream, u);
-    if constexpr (kRestores<Op> && Stream::kIndex == 0) {
+    if constexpr (kFromBackup<Op> && Stream::kIndex == 0) {
       Storage saved[V];
       fetch_saved(stream, u, mine, saved);
       load_elements<Storage, V>(memory, p, live & ~mine, stream.raw[0]);

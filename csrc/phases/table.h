@@ -40,7 +40,8 @@ struct Slots {
   static constexpr int kRanks = kBackup + kBacked;
   static constexpr int kCapacity = kRanks + kPacked;
   static constexpr int kUid = kCapacity + kPacked;
-  static constexpr int kInput = kUid + Traits<Op>::kRandom;
+  static constexpr int kFirst = kUid + Traits<Op>::kRandom;
+  static constexpr int kInput = kFirst + Traits<Op>::kRandom;
   static constexpr int kInputNumel = kInput + Traits<Op>::kInput;
   static constexpr int kCount = kInputNumel + Traits<Op>::kInput;
 
@@ -56,6 +57,7 @@ struct Slots {
     if constexpr (kPacked) put(kRanks, s.ranks);
     if constexpr (kPacked) table.slots[kCapacity][row] = s.capacity;
     if constexpr (Traits<Op>::kRandom) table.slots[kUid][row] = s.uid;
+    if constexpr (Traits<Op>::kRandom) table.slots[kFirst][row] = s.first;
     if constexpr (Traits<Op>::kInput) put(kInput, s.input);
     if constexpr (Traits<Op>::kInput) table.slots[kInputNumel][row] = s.input_numel;
   }
@@ -149,6 +151,7 @@ struct View {
 
   SK_HD int32_t tensor() const { return table.tensor + row; }  // number in the whole list
   SK_HD uint32_t uid() const { return uint32_t(table.slots[S::kUid][row]); }
+  SK_HD int64_t first() const { return table.slots[S::kFirst][row]; }  // index of element 0
   template <class Stream>
   SK_HD char* data(int stream) const {
     return at<typename Stream::Storage>(table.slots[S::kData + stream][row]);
@@ -178,8 +181,7 @@ struct View {
     return reinterpret_cast<const char*>(intptr_t(table.slots[S::kInput][row]));
   }
   SK_HD int64_t input_numel() const { return table.slots[S::kInputNumel][row]; }
-  // of ops that number elements through the list, or that write words (ranked.h, mask_nm.h)
-  SK_HD int64_t first() const { return table.slots[S::kFirst][row]; }
+  // of ops that write words (ranked.h, mask_nm.h)
   SK_HD int64_t rows() const { return table.slots[S::kRows][row]; }
   SK_HD int64_t cols() const { return table.slots[S::kCols][row]; }
   SK_HD bool masked() const { return table.slots[S::kMask][row] != 0; }
@@ -205,7 +207,7 @@ struct View {
     (require<V * sizeof(typename Ss::Storage)>(data<Ss>(i++), all), ...);
     if constexpr (backup_of<Op>() != Backup::kNone && !Traits<Op>::kPacked) {
       using Saved = typename Op::Lists::template At<0>;
-      if (kRestores<Op> || saved())
+      if (kFromBackup<Op> || saved())
         require<V * sizeof(typename Saved::Storage)>(backup<Saved>(), all);
     }
     return all;

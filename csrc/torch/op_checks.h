@@ -238,16 +238,22 @@ inline ScalarType check_adabreg_step(const TensorList& params, const TensorList&
 
 inline ScalarType check_zo_combine(const TensorList& tensors, const TensorList& src,
                                    const TensorList& masks, const TensorList& backup,
-                                   const std::optional<Tensor>& alpha,
+                                   const TensorList& ranks, const std::optional<Tensor>& alpha,
                                    const std::optional<Tensor>& gamma,
                                    const std::optional<Tensor>& sumsq) {
   constexpr const char* kOp = "zo_combine_";
   const ScalarType dtype = tensors[0].scalar_type(), math = math_type(dtype);
   const int64_t count = int64_t(tensors.size());
   check_list(kOp, "tensors", tensors, tensors, dtype);
-  check_list(kOp, "src", src, tensors, dtype);
-  check_list(kOp, "backup", backup, tensors, dtype);
-  check_masks(kOp, masks, tensors);
+  STD_TORCH_CHECK(ranks.empty() || src.empty() || backup.empty(), kOp,
+                  ": with ranks, src or backup is given, not both");
+  const bool entries = !ranks.empty() && backup.empty();  // src is packed
+  check_backup(kOp, tensors, masks, entries ? src : backup, ranks);
+  if (!entries && !src.empty()) {
+    const ScalarType from = src[0].scalar_type();
+    STD_TORCH_CHECK(from == dtype || from == math, kOp, ": src has the wrong dtype");
+    check_list(kOp, "src", src, tensors, from);
+  }
   if (alpha) check_scalars(kOp, "alpha", *alpha, count, math, tensors);
   if (gamma) check_scalars(kOp, "gamma", *gamma, count, math, tensors);
   if (sumsq) check_scalars(kOp, "sumsq", *sumsq, 1, ScalarType::Double, tensors);

@@ -14,7 +14,6 @@ namespace sk {
 // ranks, backup is the one packed tensor of all.
 inline std::vector<Segment> make_segments(std::initializer_list<const TensorList*> lists,
                                           const TensorList& masks, const TensorList& backup,
-                                          const std::vector<int64_t>* uids = nullptr,
                                           const TensorList& ranks = {}) {
   const TensorList& lead = **lists.begin();
   std::vector<Segment> segments(lead.size());
@@ -33,7 +32,6 @@ inline std::vector<Segment> make_segments(std::initializer_list<const TensorList
     } else if (!backup.empty()) {
       s.backup = backup[i].data_ptr();
     }
-    if (uids) s.uid = uint32_t((*uids)[i]);
   }
   return segments;
 }

@@ -88,7 +88,7 @@ class PackedBackup:
 
     def __init__(self, params: Sequence[Tensor], mask: BitMask) -> None:
         counts = mask.popcount()
-        self.live, self.numel = sum(counts), mask.numel
+        self.live = sum(counts)
         self._words = dict(zip(params, mask.words, strict=True))
         self._ranks: dict[Tensor, Tensor] = {}
         self._sizes: dict[Place, int] = {}
@@ -126,3 +126,43 @@ class PackedBackup:
                 buffer = torch.empty(size, dtype=dtype, device=device)
                 self._buffers[device, dtype] = buffer
             yield Moved(own, buffer, self.words(own), [self._ranks[p] for p in own])
+
+
+class Backups:
+    """Memory of the exact mode, reused from probe to probe.
+
+    Packed (itemsize bytes per entry that moves) where fewer than half of the entries move, else
+    whole copies.
+    """
+
+    def __init__(self) -> None:
+        self._whole = WholeBackup()
+        self._packed: PackedBackup | None = None
+        self._mask: BitMask | None = None
+
+    def parts(self, local: list[Tensor], mask: BitMask | None, live: int) -> list[Moved]:
+        """The tensors with room for their bits; ``live`` of their entries move."""
+        if mask is not None and 2 * live < mask.numel:
+            return self._pack(local, mask)
+        return self.whole(local, None if mask is None else list(mask.words))
+
+    def whole(self, local: list[Tensor], words: list[Tensor] | None) -> list[Moved]:
+        """The tensors with a copy of each."""
+        self._packed = None
+        return [Moved(local, self._whole.of(local), words)]
+
+    def _pack(self, local: list[Tensor], mask: BitMask) -> list[Moved]:
+        fresh = self._packed is None or any(p not in self._packed for p in local)
+        if fresh or self._mask is None or not _same_words(self._mask, mask):
+            old, self._packed = self._packed, PackedBackup(local, mask)
+            self._packed.inherit(old)
+            self._mask = mask
+        self._whole.drop()
+        assert self._packed is not None
+        return list(self._packed.split(local))
+
+
+def _same_words(a: BitMask, b: BitMask) -> bool:
+    return len(a.words) == len(b.words) and all(
+        x is y for x, y in zip(a.words, b.words, strict=True)
+    )

@@ -180,11 +180,12 @@ class PerturbingOptimizer(WrappingOptimizer):
         fusing = FusedBase(base, self.backend)
         fused = bool(moved) and fusing.accepts(self._moved, group_of)
         if skip is not None:
-            self._skipped += (skip != 0).to(self._skipped.device)
+            suppressed = skip != 0
+            self._skipped += suppressed.to(self._skipped.device)
             on_device = not fused or fusing.gates_on_device(self._moved, group_of)
             on_device &= (fused and not rest) or self._base_gates_on_device()
             if skip.device.type == "cpu" or not on_device:
-                if bool(skip != 0):
+                if bool(suppressed):
                     self._put_back()
                     return
                 skip = None

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sparse_kernels import zo_gram, zo_norm2
 
+from ._backup import Backups
 from ._coordinates import CoordinateSweeps
 from ._loss_sync import LossSync
 from ._stream import Stream
 from ._support import BufferGuard, is_capturing, rng_state, set_rng_state
 from ._sweeps import (
     RESTORES,
-    Backups,
     ExactSweeps,
     MasterSweeps,
     ReplaySweeps,

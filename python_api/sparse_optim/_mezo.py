@@ -148,7 +148,10 @@ class MeZO(ZeroOrder, Optimizer):
 
         Raises:
             ValueError: number, shape, dtype or device does not fit; the old mask stays.
+            RuntimeError: called by the loss closure.
         """
+        if self._probing:
+            raise RuntimeError("MeZO.set_weight_mask: the weights are perturbed")
         taken: tuple[list[Tensor], BitMask | None] = ([], None)
         if masks is not None:
             self._refuse_shards_under_masks()

@@ -33,7 +33,7 @@ class _Setting:
 
 
 class ReplayLog:
-    """Keys and coefficients of every step: 8 (q + 2) bytes each, and no weights.
+    """Keys and coefficients of every step: 8 q + 12 bytes each, and no weights.
 
     MeZO: ``replay_`` takes initial weights to the trained ones, bit for bit (with
     ``restore="replay"`` up to its drift). ZO-SAM: ``perturbation`` gives the e of a step.

@@ -271,7 +271,7 @@ class SSAM(SAM):
         pending, self._pending = self._pending, None
         skipped = None if pending is None else self._skipped.clone()
         super()._descend()
-        # the exchange belongs to a completed step; only then is a value read from the device
+        # the exchange belongs to a completed step: one value comes from the device to know
         if pending is not None and bool(self._skipped == skipped):
             self._share(pending)
             self._take(pending)

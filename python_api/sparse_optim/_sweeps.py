@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sparse_kernels import restore_, zo_combine_
 
-from ._backup import Moved, PackedBackup, WholeBackup
-from ._bitmask import BitMask
+from ._backup import Moved
 from ._stream import Stream
 
 Factors = dict[Tensor, float] | None  # by parameter; None: 1
@@ -77,44 +76,6 @@ class Sweeps:
         named = self.stream.named(params, self.key)
         tensors = more.pop("tensors", None) or self.stream.local(params)
         zo_combine_(tensors, coef, directions=directions, **named, **more)
-
-
-class Backups:
-    """Memory of the exact mode, reused from probe to probe.
-
-    Packed (itemsize bytes per entry that moves) where fewer than half of the entries move, else
-    whole copies.
-    """
-
-    def __init__(self) -> None:
-        self._whole = WholeBackup()
-        self._packed: PackedBackup | None = None
-        self._mask: BitMask | None = None
-
-    def parts(self, local: list[Tensor], mask: BitMask | None, live: int) -> list[Moved]:
-        """The tensors with room for their bits; ``live`` of their entries move."""
-        return self.whole(local, None if mask is None else list(mask.words))
-
-    def whole(self, local: list[Tensor], words: list[Tensor] | None) -> list[Moved]:
-        """The tensors with a copy of each."""
-        self._packed = None
-        return [Moved(local, self._whole.of(local), words)]
-
-    def _pack(self, local: list[Tensor], mask: BitMask) -> list[Moved]:
-        fresh = self._packed is None or any(p not in self._packed for p in local)
-        if fresh or self._mask is None or not _same_words(self._mask, mask):
-            old, self._packed = self._packed, PackedBackup(local, mask)
-            self._packed.inherit(old)
-            self._mask = mask
-        self._whole.drop()
-        assert self._packed is not None
-        return list(self._packed.split(local))
-
-
-def _same_words(a: BitMask, b: BitMask) -> bool:
-    return len(a.words) == len(b.words) and all(
-        x is y for x, y in zip(a.words, b.words, strict=True)
-    )
 
 
 class ExactSweeps(Sweeps):
@@ -259,7 +220,9 @@ class ReplaySweeps(Sweeps):
     ) -> None:
         super().__init__(stream, key, params)
         self._words = None if words is None else dict(zip(params, words, strict=True))
-        self._at: dict[Tensor, dict[int, Tensor]] = {p: {} for p in params}  # direction -> coef
+        # direction -> coef; parameters with one and the same table move in one call
+        at: dict[int, Tensor] = {}
+        self._at = dict.fromkeys(params, at)
 
     def to(
         self,

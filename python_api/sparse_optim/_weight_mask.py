@@ -25,23 +25,39 @@ def checked_masks(
         ValueError: number, shape, dtype or device of a mask does not fit, naming the parameter.
     """
     params = trainable(groups)
-    given: list[Tensor | None]
-    given = list(masks.to_bool()) if isinstance(masks, BitMask) else list(masks)
+    given = list(masks.words) if isinstance(masks, BitMask) else list(masks)
     if len(given) != len(params):
         raise ValueError(f"{where}: {len(given)} masks for {len(params)} trainable parameters")
-    filled = []
-    for m, p in zip(given, params, strict=True):
-        if m is None:
-            m = torch.ones(p.shape, dtype=torch.bool, device=p.device)
-        if not isinstance(m, Tensor) or m.dtype != torch.bool:
-            raise ValueError(f"{where}: the mask of {label(groups, p)} is not a bool tensor")
-        if m.shape != p.shape or m.device != p.device:
-            raise ValueError(
-                f"{where}: the mask of {label(groups, p)} has shape {tuple(m.shape)} on "
-                f"{m.device}, expected {tuple(p.shape)} on {p.device}"
-            )
-        filled.append(m)
-    return params, BitMask.from_bool(filled)
+    words = []
+    for i, (m, p) in enumerate(zip(given, params, strict=True)):
+        what = f"{where}: the mask of {label(groups, p)}"
+        if isinstance(masks, BitMask):
+            check_fits(what, tuple(masks.shapes[i]), masks.words[i].device, p.shape, p.device)
+            words.append(masks.words[i])
+        elif m is None:
+            words += BitMask.full([p]).words
+        else:
+            check_bool_mask(what, m, p.shape, p.device)
+            words += BitMask.from_bool([m]).words
+    return params, BitMask(words, [p.shape for p in params])
+
+
+def check_bool_mask(what: str, mask: Any, shape: Sequence[int], device: torch.device) -> None:
+    """ValueError, beginning with ``what``, unless it is a bool tensor of a shape on a device."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ValueError(f"{what} is not a bool tensor")
+    check_fits(what, mask.shape, mask.device, shape, device)
+
+
+def check_fits(
+    what: str, found: Sequence[int], where: torch.device, shape: Sequence[int],
+    device: torch.device,
+) -> None:  # fmt: skip
+    """ValueError, beginning with ``what``, unless shape and device are those expected."""
+    if tuple(found) != tuple(shape) or where != device:
+        raise ValueError(
+            f"{what} has shape {tuple(found)} on {where}, expected {tuple(shape)} on {device}"
+        )
 
 
 class MaskOfParams:

@@ -66,14 +66,20 @@ class ZeroOrder:
         draw.assign_uids(groups, uids, firsts)
         if live is not None:
             draw.live = dict(zip(trainable(groups), live, strict=True))
-            with torch.no_grad():
-                torch._foreach_copy_(list(live), list(draw.live))
+            self._round_masters()
         self._log = None
         if replay_log:
             if distribution == "coordinate":
                 raise ValueError("replay_log does not record distribution='coordinate'")
             kind = "rademacher" if distribution == "rademacher" else "normal"
             self._log = ReplayLog(kind, rng_rounds, rng_math)
+
+    @torch.no_grad()
+    def _round_masters(self) -> None:
+        """Give live 16-bit weights the values of their masters."""
+        live = self._directions.live
+        if live:
+            torch._foreach_copy_(list(live.values()), list(live))
 
     def _refuse_shards_under_masks(self) -> None:
         for p in trainable(self.param_groups):

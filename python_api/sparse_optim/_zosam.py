@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._base import PerturbingOptimizer
-from ._bitmask import BitMask
 from ._directions import Probe, default_smoothing
 from ._policy import Scope
-from ._support import Phase, check_int, check_number, name_of, trainable
+from ._support import Phase, check_int, check_number, trainable
 from ._sweeps import Sweeps
-from ._weight_mask import MaskOfParams, Masks, checked_masks
-from ._zo_options import ZeroOrder
+from ._weight_mask import MaskOfParams, Masks
+from ._zo_perturbing import ZeroOrderPerturbing
 
 
-class ZOSAM(ZeroOrder, PerturbingOptimizer):
+class ZOSAM(ZeroOrderPerturbing):
     """SAM with the ascent direction estimated from losses: one backward a step.
 
     ``c_i = (L(w + delta z_i) - L(w - delta z_i)) / (2 delta)``, ``e = rho g / ||g||`` for
@@ -153,83 +151,6 @@ class ZOSAM(ZeroOrder, PerturbingOptimizer):
         )  # fmt: skip
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        check_number("rho", group["rho"], 0.0)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its parameters get the next numbers of the stream and no mask.
-
-        Raises:
-            RuntimeError: the weights are perturbed, or they have float32 masters.
-            ValueError: an option is out of range.
-        """
-        if "_directions" in self.__dict__ and self._directions.live:
-            raise RuntimeError("ZOSAM.add_param_group: not with live 16-bit weights")
-        super().add_param_group(param_group)
-        if "_directions" in self.__dict__:
-            self._directions.assign_uids(self.param_groups, None)
-
-    # -- what is perturbed -------------------------------------------------------------------
-
-    def _rhos(self) -> dict[Tensor, float]:
-        """Radius of every parameter that is perturbed."""
-        rho_of = {
-            p: check_number("rho", g["rho"], 0.0) for g in self.param_groups for p in g["params"]
-        }
-        chosen = [p for p in trainable(self.param_groups) if rho_of[p] > 0.0]
-        if self.perturb_scope is not None:
-            scope, groups = self.perturb_scope, self.param_groups
-            chosen = [p for p in chosen if scope(name_of(groups, p), p)]
-        return {p: rho_of[p] for p in chosen}
-
-    @property
-    def mask(self) -> BitMask | None:
-        """What is perturbed among the weights that exist, as ``set_masks`` took it, or None."""
-        return self._own.mask
-
-    def set_masks(self, masks: Masks | None) -> None:
-        """Perturb some entries only; all that exist are trained.
-
-        Args:
-            masks: bool tensors shaped like the trainable parameters, in group order, or a BitMask,
-                such as a policy's ``compute`` gives; None: all that exist.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-            ValueError: number, shape, dtype or device does not fit; the old mask stays.
-        """
-        self._refuse_perturbed("set_masks")
-        taken: tuple[list[Tensor], BitMask | None] = ([], None)
-        if masks is not None:
-            self._refuse_shards_under_masks()
-            taken = checked_masks("set_masks", self.param_groups, masks)
-        self._own.take(*taken)
-        self._mask_changed()
-
-    def set_weight_mask(self, masks: Masks | None, *, keep_state: bool = False) -> None:
-        if masks is not None:
-            self._refuse_shards_under_masks()
-        super().set_weight_mask(masks, keep_state=keep_state)
-
-    set_weight_mask.__doc__ = PerturbingOptimizer.set_weight_mask.__doc__
-
-    def _mask_changed(self) -> None:
-        params = trainable(self.param_groups)
-        weights, own = self._weights.over(params), self._own.over(params)
-        both = own if weights is None else weights
-        if weights is not None and own is not None:
-            both = weights & own
-        self._directions.masked.take(params if both is not None else [], both)
-
-    def active_counts(self) -> dict[Tensor, int]:
-        """Ones of every parameter under the weight mask; empty without one."""
-        return self._weights.live_counts()
-
-    @property
-    def num_active(self) -> int:
-        """d, entries that are perturbed."""
-        return self._directions.num_active(list(self._rhos()))
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -373,53 +294,3 @@ class ZOSAM(ZeroOrder, PerturbingOptimizer):
         self._steps += 1
         self.last_step_probes, self._probes = self._probes, 0
         return value
-
-    # -- 16-bit weights with masters ---------------------------------------------------------
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, those of live 16-bit weights too."""
-        super().zero_grad(set_to_none)
-        for t in self._directions.live.values():
-            if set_to_none:
-                t.grad = None
-            elif t.grad is not None:
-                t.grad.zero_()
-
-    @torch.no_grad()
-    def _update(self, skip: Tensor | None = None) -> None:
-        live = self._directions.live
-        for master, t in live.items():
-            master.grad = None if t.grad is None else t.grad.float()
-        super()._update(skip)
-        if live:
-            torch._foreach_copy_(list(live.values()), list(live))
-
-    # -- checkpoints -------------------------------------------------------------------------
-
-    def _extra_state(self) -> dict[str, Any]:
-        own = {"steps": self._steps, "directions": self._directions.state(self.param_groups)}
-        masks = {"weights": self._weights, "perturbed": self._own}
-        own |= {name: mask.state(self.param_groups) for name, mask in masks.items()}
-        return {**super()._extra_state(), **own}
-
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        where = "ZOSAM.load_state_dict"
-        taken = [
-            MaskOfParams.read(where, self.param_groups, extra[name])
-            for name in ("weights", "perturbed")
-        ]
-        self._directions.load(where, self.param_groups, extra["directions"])
-        super()._load_extra_state(extra)
-        self._weights.take(*taken[0])
-        self._own.take(*taken[1])
-        self._mask_changed()
-        self._steps = extra["steps"]
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        live = self._directions.live
-        if live:
-            with torch.no_grad():
-                torch._foreach_copy_(list(live.values()), list(live))
-
-    load_state_dict.__doc__ = PerturbingOptimizer.load_state_dict.__doc__

@@ -13,10 +13,11 @@ from sparse_kernels import pack_mask
 
 from ._fisher import _eval_mode
 from ._implicit_functions import Mask, eager_blocks, masked_forward, names_of_layers
+from ._patterns import Pattern
 from ._support import check_backend, check_int, check_number
+from ._weight_mask import check_bool_mask
 from .masks import BitMask, FisherMask, MaskPolicy
 
-AXES = ("in", "out")
 _FORMAT = 1
 
 
@@ -93,9 +94,8 @@ class ImplicitMask:
                 f"mask must be a policy such as FisherMask(), got {type(mask).__name__}; "
                 "masks of your own go to set_masks"
             )
-        if axis not in AXES:
-            raise ValueError(f"axis must be one of {AXES}, got {axis!r}")
-        self.model, self.pattern, self.axis = model, pattern, axis
+        form = Pattern(pattern, axis=axis)
+        self.model, self.pattern, self.axis = model, form.name, form.axis
         self.policy = FisherMask() if mask is None else mask
         self.sparsity = check_number("sparsity", sparsity, 0.0, 1.0)
         self.seed = check_int("seed", seed, 0, 2**64)
@@ -136,12 +136,10 @@ class ImplicitMask:
 
     def _compute(self, weights: list[Tensor], data: Sequence[Any]) -> BitMask:
         sparsity = check_number("sparsity", self.sparsity, 0.0, 1.0)
-        form: dict[str, Any] = {}
-        if self.pattern != "unstructured":
-            form = {"pattern": self.pattern, "axis": self.axis}
         return self.policy.compute(
-            weights, sparsity, *data, seed=self.seed, update=self._updates, **form
-        )
+            weights, sparsity, *data, seed=self.seed, update=self._updates,
+            pattern=self.pattern, axis=self.axis,
+        )  # fmt: skip
 
     def _weight(self, name: str) -> Tensor:
         """The weight as the layer uses it; the parameter itself where it is one."""
@@ -186,13 +184,7 @@ class ImplicitMask:
             if name not in self.layers:
                 raise ValueError(f"set_masks: {name!r} is not one of the layers {self.layers}")
             shape, device = self._expected(name)
-            if not isinstance(m, Tensor) or m.dtype != torch.bool:
-                raise ValueError(f"set_masks: the mask of layer {name!r} is not a bool tensor")
-            if tuple(m.shape) != shape or m.device != device:
-                raise ValueError(
-                    f"set_masks: the mask of layer {name!r} has shape {tuple(m.shape)} on "
-                    f"{m.device}, expected {shape} on {device}"
-                )
+            check_bool_mask(f"set_masks: the mask of layer {name!r}", m, shape, device)
         words = pack_mask(list(masks.values()), backend=self.backend)
         for name, w in zip(masks, words, strict=True):
             self._masks[name] = BitMask([w], [masks[name].shape])

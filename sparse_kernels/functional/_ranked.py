@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import Group, ListArg, check_lists, grouped
+from ._scalars import key_word
 
 KINDS = ("value", "abs", "random")
 
@@ -66,9 +67,6 @@ class Ranked:
     def groups(self, op: str) -> Iterator[tuple[Group, tuple]]:
         """Every (device, dtype) group, and the first arguments of a ranking op."""
         for g in grouped(op, self.backend, self.args, ordered=True, whole=self.whole):
-            key = None
-            if self.key is not None:
-                signed = self.key - 2**64 if self.key >= 2**63 else self.key
-                key = torch.tensor(signed, dtype=torch.int64, device=g.device)
+            key = None if self.key is None else key_word(self.key, g.device)
             firsts = [self.firsts[i] for i in g.indices]
             yield g, (g.lists["scores"], self.kind, key, firsts)

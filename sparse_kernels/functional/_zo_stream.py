@@ -9,34 +9,10 @@ import torch
 from torch import Tensor
 
 from ..reference import philox
+from ._scalars import Numbers, device_numbers, key_word
 
 ROUNDS = (7, 10)
 MATHS = ("portable", "fast")
-
-Numbers = Sequence[float] | Tensor
-
-
-def device_numbers(
-    values: Sequence[float] | Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """1-D tensor of host numbers, without waiting for the device."""
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    if len(set(values)) == 1:
-        return torch.full((len(values),), values[0], dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
-
-
-def numbers_of(
-    values: Numbers | None, indices: list[int], dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
-    """The numbers of one group of tensors, one per tensor; None stays None."""
-    if values is None:
-        return None
-    if isinstance(values, Tensor):
-        own = values if len(indices) == values.numel() else values[indices]
-        return own.to(device, dtype).contiguous()
-    return device_numbers([float(values[i]) for i in indices], dtype, device)
 
 
 def check_coef(op: str, coef: Numbers) -> Numbers:
@@ -81,8 +57,7 @@ class Stream:
         """The schema's arguments from ``key`` to ``math`` for one group of tensors."""
         key = self.seed
         if not isinstance(key, Tensor):
-            signed = key - 2**64 if key >= 2**63 else key  # int64 holds the 64 bits
-            key = torch.full((), signed, dtype=torch.int64, device=device)
+            key = key_word(key, device)
         first, table = 0, None
         if isinstance(self.directions, Tensor):
             table = self.directions.to(device=device, dtype=torch.int64).contiguous()

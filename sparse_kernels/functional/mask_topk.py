@@ -10,6 +10,7 @@ from torch import Tensor
 from .._check import bump_versions, words_for
 from ..reference._common import chunks_of
 from ._ranked import Ranked
+from ._scalars import device_numbers
 
 DIGIT = 11  # bits of the key per histogram
 
@@ -20,14 +21,14 @@ class _Pools:
     def __init__(self, ranked: Ranked, ks: list[int], home: torch.device) -> None:
         self.single = len(ks) == 1
         self.home = home
-        self.left = torch.tensor(ks, dtype=torch.int64, device=home)
+        self.left = device_numbers(ks, torch.int64, home)
         self.prefix = torch.zeros_like(self.left)
         self.chunks = [chunks_of(s.numel()) for s in ranked.scores]
 
     def part(self, values: Tensor, indices: list[int], device: torch.device) -> Tensor:
         """The pools of some tensors, on their device."""
         if not self.single and len(indices) != values.numel():
-            values = values[torch.tensor(indices, device=values.device)]
+            values = values[device_numbers(indices, torch.int64, values.device)]
         return values.to(device).contiguous()
 
     def pick(self, histogram: Tensor, bits: int) -> None:
@@ -114,7 +115,7 @@ def mask_topk(
             if pools.single:
                 total += part
             else:
-                total[torch.tensor(g.indices, device=pools.home)] = part
+                total[device_numbers(g.indices, torch.int64, pools.home)] = part
         pools.pick(total, bits)
     counts: list[Tensor] = [total] * len(words)
     for g, first in ranked.groups("topk_write_"):

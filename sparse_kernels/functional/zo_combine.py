@@ -10,7 +10,8 @@ from torch import Tensor
 from .._check import ListArg, bump_versions, check_lists, grouped, opmath_dtype
 from ..reference.philox import derive_key
 from ._backup import BackupArgs
-from ._zo_stream import Numbers, check_coef, check_per_tensor, check_stream, numbers_of
+from ._scalars import Numbers, numbers_of
+from ._zo_stream import check_coef, check_per_tensor, check_stream
 
 __all__ = ["derive_key", "zo_combine_", "zo_gram", "zo_norm2"]
 

@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import mask_bits, narrow, pointer_to, storage_type, widen
+from ._launch import TILE, mask_bits, narrow, pointer_to, storage_type, widen
+
+_RANK_TILE: tl.constexpr = tl.constexpr(TILE)
 
 
 def bits_type(dtype: torch.dtype) -> tl.dtype:
@@ -28,9 +30,12 @@ def backup_of(
     backup_ptr, ranks_ptr, packed, tensor, first, SIZE: tl.constexpr, TYPE: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Pointer to the backup of a tile, and how many entries stand there before the end (int32)."""
+    """Pointer to the backup of SIZE elements, a tile or several, and how many stand there (int32).
+
+    The entries of a tensor's tiles follow each other, so the rank of the first tile is enough.
+    """
     if PACKED:
-        rank = tl.load(pointer_to(ranks_ptr, tensor, first // SIZE, tl.int64))
+        rank = tl.load(pointer_to(ranks_ptr, tensor, first // _RANK_TILE, tl.int64))
         # a table that does not belong to this backup must not lead outside of it
         left = tl.where((rank >= 0) & (rank < packed), packed - rank, 0)
         here, left = pointer_to(backup_ptr, 0, rank, TYPE), tl.where(left < SIZE, left, SIZE)

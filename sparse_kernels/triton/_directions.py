@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from . import philox
+from ._backup import backup_of, places_of
 from ._launch import (
     CHUNK,
     ROW,
@@ -14,11 +15,12 @@ from ._launch import (
     pointer_to,
     tree_sum,
     whole_blocks,
+    widen,
 )
 
 # one compilation serves every seed, direction and number of directions, wherever they lie
 _STREAM_ARGUMENTS = ["coef_ptr", "q", "key_ptr", "directions_ptr", "first_direction"]
-_STREAM_ARGUMENTS += ["alpha_ptr", "gamma_ptr"]
+_STREAM_ARGUMENTS += ["alpha_ptr", "gamma_ptr", "packed"]
 
 
 @triton.jit
@@ -31,16 +33,27 @@ def _direction_word(directions_ptr, first_direction, k):
 
 
 @triton.jit
+def _index(firsts_ptr, tensor, first):
+    """Index in the random stream (int64) of element ``first`` of a tensor."""
+    if firsts_ptr is not None:
+        first += tl.load(firsts_ptr + tensor)
+    return first
+
+
+@triton.jit
 def _direction_sum(
-    coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, first,
-    BLOCK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
+    coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, index,
+    BLOCK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr, ANYWHERE: tl.constexpr,
 ):  # fmt: skip
-    """s of the BLOCK elements from ``first`` (int64, a multiple of BLOCK) of one tensor."""
+    """s of the BLOCK elements of one tensor from ``index`` (int64) of the stream on.
+
+    ``index`` is a multiple of BLOCK, with ANYWHERE any number.
+    """
     if SIGNS:
         s = tl.zeros((BLOCK,), tl.float32)
         for k in range(q):
             word = _direction_word(directions_ptr, first_direction, k)
-            words = philox.sign_words_at(first, BLOCK // 128, uid, word, k0, k1, ROUNDS)
+            words = philox.sign_words_at(index, BLOCK // 128, uid, word, k0, k1, ROUNDS, ANYWHERE)
             # coef * z is exact, so adding it is the fma
             coef = tl.load(coef_ptr + k).to(tl.uint32, bitcast=True)
             s += (philox.sign_bits(words) ^ coef).to(tl.float32, bitcast=True)
@@ -50,7 +63,9 @@ def _direction_sum(
         for k in range(q):
             word = _direction_word(directions_ptr, first_direction, k)
             coef = tl.load(coef_ptr + k)
-            z0, z1, z2, z3 = philox.normals_at(first, BLOCK // 4, uid, word, k0, k1, ROUNDS)
+            z0, z1, z2, z3 = philox.normals_at(
+                index, BLOCK // 4, uid, word, k0, k1, ROUNDS, ANYWHERE
+            )
             s0 = tl.fma(z0, coef, s0)
             s1 = tl.fma(z1, coef, s1)
             s2 = tl.fma(z2, coef, s2)
@@ -61,7 +76,7 @@ def _direction_sum(
 
 @triton.jit
 def _combined(src, s, alpha, gamma, HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr):
-    x = src.to(tl.float32)
+    x = widen(src)
     if HAS_ALPHA:
         x = alpha * x
     if HAS_GAMMA:
@@ -87,42 +102,60 @@ def _combine_whole(
 
 @triton.jit
 def _combine_part(
-    dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, s, alpha, gamma, TYPE: tl.constexpr,
-    HAS_BACKUP: tl.constexpr, HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr,
+    dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, before, left, s, alpha, gamma,
+    TYPE: tl.constexpr, HAS_BACKUP: tl.constexpr, PACKED: tl.constexpr, HAS_ALPHA: tl.constexpr,
+    HAS_GAMMA: tl.constexpr,
 ):  # fmt: skip
-    """Any block: all of it that is ``inside`` is backed up, what is to ``keep`` is written."""
+    """Any block: what is to ``keep`` is written; the ones of the tensor's mask up to its end.
+
+    All that is ``inside`` is backed up, or what is to ``keep`` if the backup is PACKED. Without a
+    backup it is the source that is PACKED.
+    """
+    places, held, before = places_of(offsets, keep if PACKED else inside, before, left, PACKED)
     if HAS_BACKUP:
-        saved = tl.load(dst_ptr + offsets, mask=inside, other=0.0)
-        tl.store(saved_ptr + offsets, saved, mask=inside)
-    x = tl.load(from_ptr + offsets, mask=keep, other=0.0)
+        tl.store(saved_ptr + places, tl.load(dst_ptr + offsets, mask=held, other=0.0), mask=held)
+    if PACKED and not HAS_BACKUP:
+        x, keep = tl.load(from_ptr + places, mask=held, other=0.0), held
+    else:
+        x = tl.load(from_ptr + offsets, mask=keep, other=0.0)
     x = narrow(_combined(x, s, alpha, gamma, HAS_ALPHA, HAS_GAMMA), TYPE)
     tl.store(dst_ptr + offsets, x, mask=keep)
+    return before
 
 
 @triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
 def _zo_combine_kernel(
-    tensors_ptr, src_ptr, masks_ptr, backup_ptr, rows_ptr, numels_ptr,
-    coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr,
+    tensors_ptr, src_ptr, masks_ptr, backup_ptr, ranks_ptr, packed, rows_ptr, numels_ptr,
+    coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr, firsts_ptr,
     alpha_ptr, gamma_ptr, partials_ptr,
-    TYPE: tl.constexpr, HAS_SRC: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BACKUP: tl.constexpr,
-    HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr, SUMSQ: tl.constexpr, SIGNS: tl.constexpr,
-    ROUNDS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    TYPE: tl.constexpr, SRC_TYPE: tl.constexpr, HAS_SRC: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_BACKUP: tl.constexpr, PACKED: tl.constexpr, HAS_ALPHA: tl.constexpr,
+    HAS_GAMMA: tl.constexpr, SUMSQ: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
     uid = tl.load(uids_ptr + tensor).to(tl.uint32)
     k0, k1 = philox.key_words(key_ptr)
     dst_ptr = pointer_to(tensors_ptr, tensor, first, TYPE)
-    from_ptr = pointer_to(src_ptr, tensor, first, TYPE) if HAS_SRC else dst_ptr
-    saved_ptr = pointer_to(backup_ptr, tensor, first, TYPE) if HAS_BACKUP else dst_ptr
+    from_ptr, saved_ptr, before, left = dst_ptr, dst_ptr, 0, 0
+    if HAS_SRC:
+        from_ptr, left = backup_of(
+            src_ptr, ranks_ptr, packed, tensor, first, SIZE, SRC_TYPE, PACKED and not HAS_BACKUP
+        )
+    if HAS_BACKUP:
+        saved_ptr, left = backup_of(
+            backup_ptr, ranks_ptr, packed, tensor, first, SIZE, TYPE, PACKED
+        )
     alpha = tl.load(alpha_ptr + tensor) if HAS_ALPHA else 1.0
     gamma = tl.load(gamma_ptr + tensor) if HAS_GAMMA else 1.0
     aligned = is_aligned(dst_ptr) & is_aligned(from_ptr) & is_aligned(saved_ptr)
     whole = whole_blocks(count, aligned, BLOCK)
+    index = _index(firsts_ptr, tensor, first)
     acc = tl.zeros((BLOCK,), tl.float32)
     for block in range(0, count, BLOCK):
         s = _direction_sum(
-            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, first + block,
-            BLOCK, SIGNS, ROUNDS,
+            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, index + block,
+            BLOCK, SIGNS, ROUNDS, firsts_ptr is not None,
         )  # fmt: skip
         offsets = block + tl.arange(0, BLOCK)
         inside = offsets < count
@@ -133,9 +166,9 @@ def _zo_combine_kernel(
         if SUMSQ:
             acc += tl.where(keep, s * s, 0.0)
         if HAS_MASK:
-            _combine_part(
-                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, s, alpha, gamma, TYPE,
-                HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
+            before = _combine_part(
+                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, before, left, s, alpha, gamma,
+                TYPE, HAS_BACKUP, PACKED, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
         elif block < whole:
             _combine_whole(
@@ -143,9 +176,9 @@ def _zo_combine_kernel(
                 HAS_SRC, HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
         else:
-            _combine_part(
-                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, s, alpha, gamma, TYPE,
-                HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
+            before = _combine_part(
+                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, before, left, s, alpha, gamma,
+                TYPE, HAS_BACKUP, PACKED, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
     if SUMSQ:
         tl.store(partials_ptr + tl.program_id(0), tree_sum(acc))
@@ -154,18 +187,19 @@ def _zo_combine_kernel(
 @triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
 def _zo_norm2_kernel(
     masks_ptr, rows_ptr, numels_ptr,
-    coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr, partials_ptr,
+    coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr, firsts_ptr, partials_ptr,
     HAS_MASK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     tensor, first, count = locate(rows_ptr, numels_ptr, CHUNK)
     uid = tl.load(uids_ptr + tensor).to(tl.uint32)
     k0, k1 = philox.key_words(key_ptr)
+    index = _index(firsts_ptr, tensor, first)
     acc = tl.zeros((ROW,), tl.float32)
     for row in range(0, count, ROW):
         offsets = row + tl.arange(0, ROW)
         s = _direction_sum(
-            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, first + row,
-            ROW, SIGNS, ROUNDS,
+            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, index + row,
+            ROW, SIGNS, ROUNDS, firsts_ptr is not None,
         )  # fmt: skip
         keep = offsets < count
         if HAS_MASK:
@@ -185,11 +219,11 @@ def _popcount(x):
 
 
 @triton.jit
-def _sign_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS):
+def _sign_product(words_ptr, index, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS, ANYWHERE):
     """<m z_j, m z_k> of one chunk of signs: live entries less twice those that differ."""
     CALLS: tl.constexpr = CHUNK // 128
-    differ = philox.sign_words_at(first, CALLS, uid, dj, k0, k1, ROUNDS)
-    differ = differ ^ philox.sign_words_at(first, CALLS, uid, dk, k0, k1, ROUNDS)
+    differ = philox.sign_words_at(index, CALLS, uid, dj, k0, k1, ROUNDS, ANYWHERE)
+    differ = differ ^ philox.sign_words_at(index, CALLS, uid, dk, k0, k1, ROUNDS, ANYWHERE)
     lanes = tl.arange(0, CHUNK // 32)
     left = count - 32 * lanes
     live = tl.where(left >= 32, -1, (1 << tl.where(left > 0, left & 31, 0)) - 1)
@@ -200,12 +234,13 @@ def _sign_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS
 
 
 @triton.jit
-def _normal_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS):
+def _normal_product(words_ptr, index, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS, ANYWHERE):
     """<m z_j, m z_k> of one chunk of normals, in the summation order of a norm."""
     acc = tl.zeros((ROW,), tl.float32)
     for row in range(0, count, ROW):
-        a0, a1, a2, a3 = philox.normals_at(first + row, ROW // 4, uid, dj, k0, k1, ROUNDS)
-        b0, b1, b2, b3 = philox.normals_at(first + row, ROW // 4, uid, dk, k0, k1, ROUNDS)
+        here = index + row
+        a0, a1, a2, a3 = philox.normals_at(here, ROW // 4, uid, dj, k0, k1, ROUNDS, ANYWHERE)
+        b0, b1, b2, b3 = philox.normals_at(here, ROW // 4, uid, dk, k0, k1, ROUNDS, ANYWHERE)
         offsets = row + tl.arange(0, ROW)
         keep = offsets < count
         if HAS_MASK:
@@ -217,7 +252,7 @@ def _normal_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUN
 @triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
 def _zo_gram_kernel(
     masks_ptr, rows_ptr, numels_ptr,
-    q, key_ptr, directions_ptr, first_direction, uids_ptr, partials_ptr,
+    q, key_ptr, directions_ptr, first_direction, uids_ptr, firsts_ptr, partials_ptr,
     HAS_MASK: tl.constexpr, SIGNS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     j, k = tl.program_id(1), tl.program_id(2)
@@ -227,11 +262,18 @@ def _zo_gram_kernel(
         k0, k1 = philox.key_words(key_ptr)
         dj = _direction_word(directions_ptr, first_direction, j)
         dk = _direction_word(directions_ptr, first_direction, k)
+        index = _index(firsts_ptr, tensor, first)
         words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32) if HAS_MASK else masks_ptr
         if SIGNS:
-            total = _sign_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS)
+            total = _sign_product(
+                words_ptr, index, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS,
+                firsts_ptr is not None,
+            )  # fmt: skip
         else:
-            total = _normal_product(words_ptr, first, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS)
+            total = _normal_product(
+                words_ptr, index, count, uid, dj, dk, k0, k1, HAS_MASK, ROUNDS,
+                firsts_ptr is not None,
+            )  # fmt: skip
         programs = tl.num_programs(0)  # a row of partials per entry; the matrix is symmetric
         tl.store(partials_ptr + (j * q + k).to(tl.int64) * programs + tl.program_id(0), total)
         tl.store(partials_ptr + (k * q + j).to(tl.int64) * programs + tl.program_id(0), total)

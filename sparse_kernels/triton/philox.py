@@ -104,31 +104,96 @@ def in_order(x0, x1, x2, x3):
 
 
 @triton.jit
-def words_at(first, PER: tl.constexpr, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS):
-    """Words of the CALLS counter blocks from element ``first`` (int64) on; PER elements each.
+def words_at(
+    first, PER: tl.constexpr, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS,
+    ANYWHERE: tl.constexpr = False,
+):  # fmt: skip
+    """Words of the CALLS counter blocks from that of element ``first`` (int64) on; PER each.
 
     ``first`` is a multiple of CALLS * PER, a power of two, so the low word takes the lane without
-    a carry and the high word is one scalar.
+    a carry and the high word is one scalar; with ANYWHERE it is any number.
     """
     block = first // PER
-    low = block.to(tl.uint32) + tl.arange(0, CALLS).to(tl.uint32)
-    high = (block >> 32).to(tl.uint32)
+    if ANYWHERE:
+        blocks = block + tl.arange(0, CALLS).to(tl.int64)
+        low, high = blocks.to(tl.uint32), (blocks >> 32).to(tl.uint32)
+    else:
+        low = block.to(tl.uint32) + tl.arange(0, CALLS).to(tl.uint32)
+        high = (block >> 32).to(tl.uint32)
     return philox4x32(low, high, uid, direction, k0, k1, ROUNDS)
 
 
 @triton.jit
-def normals_at(first, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS: tl.constexpr):
-    """float32 normals of 4 CALLS elements from ``first`` on: four [CALLS], by element mod 4."""
-    x0, x1, x2, x3 = words_at(first, PER_NORMAL, CALLS, uid, direction, k0, k1, ROUNDS)
-    z0, z1 = box_muller(x0, x1)
-    z2, z3 = box_muller(x2, x3)
+def _normals_across(first, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS: tl.constexpr):
+    """``normals_at`` for any ``first``: four elements may belong to two counter blocks."""
+    x0, x1, x2, x3 = words_at(first, PER_NORMAL, CALLS, uid, direction, k0, k1, ROUNDS, True)
+    skip = first % PER_NORMAL
+    if skip == 0:
+        z0, z1 = box_muller(x0, x1)
+        z2, z3 = box_muller(x2, x3)
+    else:
+        y0, y1, y2, y3 = words_at(
+            first + PER_NORMAL, PER_NORMAL, CALLS, uid, direction, k0, k1, ROUNDS, True
+        )
+        # three pairs of words, from the one with element ``first`` on: two normals each
+        second = skip >= 2
+        z0, z1 = box_muller(tl.where(second, x2, x0), tl.where(second, x3, x1))
+        z2, z3 = box_muller(tl.where(second, y0, x2), tl.where(second, y1, x3))
+        z4, _ = box_muller(tl.where(second, y2, y0), tl.where(second, y3, y1))
+        odd = (skip & 1) != 0
+        z0, z1 = tl.where(odd, z1, z0), tl.where(odd, z2, z1)
+        z2, z3 = tl.where(odd, z3, z2), tl.where(odd, z4, z3)
     return z0, z1, z2, z3
 
 
 @triton.jit
-def sign_words_at(first, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS: tl.constexpr):
+def normals_at(
+    first, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS: tl.constexpr,
+    ANYWHERE: tl.constexpr = False,
+):  # fmt: skip
+    """float32 normals of 4 CALLS elements from ``first`` on: four [CALLS], by place mod 4."""
+    if ANYWHERE:
+        z0, z1, z2, z3 = _normals_across(first, CALLS, uid, direction, k0, k1, ROUNDS)
+    else:
+        x0, x1, x2, x3 = words_at(first, PER_NORMAL, CALLS, uid, direction, k0, k1, ROUNDS)
+        z0, z1 = box_muller(x0, x1)
+        z2, z3 = box_muller(x2, x3)
+    return z0, z1, z2, z3
+
+
+@triton.jit
+def _sign_words_across(first, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS: tl.constexpr):
+    """Words of 128 signs each from any ``first`` on, which belong to two counter blocks: four."""
+    x0, x1, x2, x3 = words_at(first, PER_SIGN, CALLS, uid, direction, k0, k1, ROUNDS, True)
+    skip = (first % PER_SIGN).to(tl.uint32)
+    if skip != 0:
+        x4, x5, x6, x7 = words_at(
+            first + PER_SIGN, PER_SIGN, CALLS, uid, direction, k0, k1, ROUNDS, True
+        )
+        # on by two words, by one, and by the bits that are left
+        two, one, bits = (skip & 64) != 0, (skip & 32) != 0, skip & 31
+        x0, x1, x2 = tl.where(two, x2, x0), tl.where(two, x3, x1), tl.where(two, x4, x2)
+        x3, x4, x5 = tl.where(two, x5, x3), tl.where(two, x6, x4), tl.where(two, x7, x5)
+        x0, x1, x2 = tl.where(one, x1, x0), tl.where(one, x2, x1), tl.where(one, x3, x2)
+        x3, x4 = tl.where(one, x4, x3), tl.where(one, x5, x4)
+        # by one bit first: a shift by 32 is not defined
+        x0 = (x0 >> bits) | ((x1 << 1) << (31 - bits))
+        x1 = (x1 >> bits) | ((x2 << 1) << (31 - bits))
+        x2 = (x2 >> bits) | ((x3 << 1) << (31 - bits))
+        x3 = (x3 >> bits) | ((x4 << 1) << (31 - bits))
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def sign_words_at(
+    first, CALLS: tl.constexpr, uid, direction, k0, k1, ROUNDS: tl.constexpr,
+    ANYWHERE: tl.constexpr = False,
+):  # fmt: skip
     """uint32 [4 CALLS]: bit j of word w is the sign of element ``first`` + 32 w + j."""
-    x0, x1, x2, x3 = words_at(first, PER_SIGN, CALLS, uid, direction, k0, k1, ROUNDS)
+    if ANYWHERE:
+        x0, x1, x2, x3 = _sign_words_across(first, CALLS, uid, direction, k0, k1, ROUNDS)
+    else:
+        x0, x1, x2, x3 = words_at(first, PER_SIGN, CALLS, uid, direction, k0, k1, ROUNDS)
     return in_order(x0, x1, x2, x3)
 
 

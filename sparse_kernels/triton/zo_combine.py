@@ -6,12 +6,13 @@
 
 Source: ZO-SAM, arXiv 2603.13115; MeZO, arXiv 2305.17333, algorithm 1. Twins:
 reference/zo_combine.py, csrc/functors/zo_combine.h. Rademacher results and sums have equal bits;
-normals are those of philox.py.
+normals are those of philox.py, also with ``math`` "fast".
 """
 
 import torch
 from torch import Tensor
 
+from ._backup import packed_size
 from ._directions import _zo_combine_kernel, _zo_gram_kernel, _zo_norm2_kernel
 from ._launch import (
     CHUNK_SIZE,
@@ -36,13 +37,16 @@ def _stream(
     directions: Tensor | None,
     first_direction: int,
     uids: list[int],
+    firsts: list[int],
 ) -> tuple:
     """Kernel arguments that name the random numbers, from ``key_ptr`` on."""
     # as a signed 32-bit word, so that every first direction has the same argument type
     first = first_direction - 2**32 if first_direction >= 2**31 else first_direction
     if directions is not None:
         directions = directions.contiguous()
-    return key, directions, first, int64_table(tuple(uids), device)
+    # tensors that start at 0 alone have no table: their blocks are the counter's
+    starts = int64_table(tuple(firsts), device) if firsts else None
+    return key, directions, first, int64_table(tuple(uids), device), starts
 
 
 def zo_combine_triton(
@@ -79,12 +83,14 @@ def zo_combine_triton(
     launch(
         _zo_combine_kernel, (plan.programs,), device,
         address_table(tensors), address_table(src), address_table(masks), address_table(backup),
-        plan.rows, plan.numels, coef.contiguous(), coef.numel(),
-        *_stream(device, key, directions, first_direction, uids),
+        address_table(ranks), packed_size(backup or src, ranks), plan.rows, plan.numels,
+        coef.contiguous(), coef.numel(),
+        *_stream(device, key, directions, first_direction, uids, firsts),
         None if alpha is None else alpha.contiguous(),
         None if gamma is None else gamma.contiguous(), partials,
-        TYPE=storage_type(tensors[0].dtype), HAS_SRC=bool(src), HAS_MASK=bool(masks),
-        HAS_BACKUP=bool(backup), HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
+        TYPE=storage_type(tensors[0].dtype), SRC_TYPE=storage_type((src or tensors)[0].dtype),
+        HAS_SRC=bool(src), HAS_MASK=bool(masks), HAS_BACKUP=bool(backup), PACKED=bool(ranks),
+        HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
         SUMSQ=sumsq is not None, SIGNS=signs, ROUNDS=rounds,
         SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
         maxnreg=64,
@@ -116,7 +122,7 @@ def zo_norm2_triton(
     launch(
         _zo_norm2_kernel, (plan.programs,), device,
         address_table(masks), plan.rows, plan.numels, coef.contiguous(), coef.numel(),
-        *_stream(device, key, directions, first_direction, uids), partials,
+        *_stream(device, key, directions, first_direction, uids, firsts), partials,
         HAS_MASK=bool(masks), SIGNS=distribution == "rademacher", ROUNDS=rounds, num_warps=16,
     )  # fmt: skip
     sum_in_order(partials, out)
@@ -146,7 +152,7 @@ def zo_gram_triton(
     launch(
         _zo_gram_kernel, (plan.programs, q, q), device,
         address_table(masks), plan.rows, plan.numels, q,
-        *_stream(device, key, directions, first_direction, uids), partials,
+        *_stream(device, key, directions, first_direction, uids, firsts), partials,
         HAS_MASK=bool(masks), SIGNS=distribution == "rademacher", ROUNDS=rounds, num_warps=16,
     )  # fmt: skip
     sum_in_order(partials, out)

@@ -14,7 +14,7 @@ from ._launch import launch
 _RESERVED: tl.constexpr = tl.constexpr(KDF_DIRECTION)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["key_ptr", "counter_ptr", "seed_ptr", "stream"])
 def _zo_key_kernel(key_ptr, counter_ptr, seed_ptr, stream):
     t = tl.load(counter_ptr)
     k0, k1 = philox.key_words(seed_ptr)

@@ -31,6 +31,7 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     sumsq = torch.zeros((), dtype=torch.float64, device=device)
     plain = (key, None, 0, uids, [], "normal", 10, "portable", [])
     other = (key, table, 0, uids, [], "rademacher", 7, "portable", masks)
+    shards = (key, table, 0, uids, [0, 3, 2**33 + 1, 128], "normal", 10, "fast", masks)
     norm = torch.tensor(2.0, dtype=wide, device=device)
     rows = torch.linspace(0.1, 1.0, 5, dtype=wide, device=device)
     bools = [t > 0 for t in a]
@@ -88,9 +89,12 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         "zo_combine_": [
             (a, [], coef, *plain, [], [], None, None, None),
             (a, b, coef, *other, c, [], scale, scale, sumsq),
+            (a, [], coef, *shards, packed, ranks, None, None, sumsq),
+            (a, packed, coef, *other, [], ranks, scale, None, None),
+            (a, duals, coef, *plain, [], [], None, scale, None),
         ],
-        "zo_norm2": [(a, coef, *plain), (a, coef, *other)],
-        "zo_gram": [(a, 2, *plain), (a, 2, *other)],
+        "zo_norm2": [(a, coef, *plain), (a, coef, *other), (a, coef, *shards)],
+        "zo_gram": [(a, 2, *plain), (a, 2, *other), (a, 2, *shards)],
         "zo_key_": [(key, torch.tensor(2**32 - 1, device=device), pool, 0x80000001)],
         "linbreg_step_": [
             (a, b, duals, [], [], 0.1, 0.2, 1.0, 0.0, "sgd", False, 0.0, False),

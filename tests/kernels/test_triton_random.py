@@ -1,4 +1,4 @@
-"""Random directions under Triton's interpreter: known answers, and sums against the reference.
+"""Random directions under Triton's interpreter: known answers, shards, step keys.
 
     TRITON_INTERPRET=1 python -m pytest tests/kernels/test_triton*.py
 
@@ -8,6 +8,7 @@ Words and signs are compared bit by bit, normals within the 4 ulp of the stream'
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -19,26 +20,14 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 import triton.language as tl
-from triton_cases import (
-    assert_same_bits,
-    compare,
-    copies,
-    each_dtype,
-    each_list,
-    make,
-    make_masks,
-    needs_fma,
-)
+from triton_cases import KEY, TILE, each_kind, needs_fma, signed64, ulps
 
 import sparse_kernels as sk
 from sparse_kernels.reference import philox as reference_philox
-from sparse_kernels.reference._common import CHUNK_SIZE
 from sparse_kernels.triton import philox
 
 # numpy, which carries the interpreter out, warns where IEEE arithmetic gives inf or NaN
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
-
-KEY = 0xE998CDE3B83FA088
 
 
 @triton.jit
@@ -60,16 +49,6 @@ def _box_muller_kernel(a_ptr, b_ptr, out_ptr, N: tl.constexpr):
     even, odd = philox.box_muller(a, b)
     tl.store(out_ptr + 2 * lanes, even)
     tl.store(out_ptr + 2 * lanes + 1, odd)
-
-
-def signed64(key):
-    return key - 2**64 if key >= 2**63 else key
-
-
-def ulps(ours, theirs):
-    """Distance in units in the last place of ``theirs``, the true float32 neighbours' spacing."""
-    exponent = torch.frexp(theirs.double())[1].clamp(min=-125)
-    return (ours.double() - theirs.double()).abs() * 2.0 ** (24 - exponent)
 
 
 VECTORS = [  # Random123 tests/kat_vectors
@@ -151,48 +130,6 @@ def test_normals_are_within_four_ulp_of_the_reference():
     assert (ulps(out, expected) > 0).any()  # it is the polynomial that was tested
 
 
-def zo_case(sizes, param_dtype, distribution, **options):
-    tensors, src = make(sizes, param_dtype, 60), make(sizes, param_dtype, 61)
-    masks = make_masks(sizes) if options.pop("masked", False) else None
-    full = options.pop("full", False)
-    uids = [2**32 - 1 - 5 * i for i in range(len(sizes))]
-    coef = options.pop("coef", [0.5, -0.3])
-
-    def run(backend):
-        t, saved, sumsq = copies(tensors), None, None
-        more = {}
-        if full:
-            saved = [torch.zeros_like(x) for x in t]
-            sumsq = torch.ones((), dtype=torch.float64)
-            factors = [0.9 + 0.01 * i for i in range(len(sizes))]
-            more = {"src": src, "alpha": factors, "gamma": 1.1, "backup": saved, "sumsq": sumsq}
-        stream = {"seed": KEY, "uids": uids, "distribution": distribution, "mask": masks}
-        stream = {**stream, "backend": backend, **options}
-        sk.zo_combine_(t, coef, **stream, **more)
-        norm2 = sk.zo_norm2(tensors, coef, **stream)
-        gram = sk.zo_gram(tensors, len(coef), **stream)
-        if sumsq is not None:
-            assert sumsq == norm2
-        return {"tensors": t, "backup": saved or [], "norm2": norm2, "gram": gram}
-
-    return run
-
-
-@each_dtype
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.parametrize("full", [False, True], ids=["add", "full"])
-def test_signs(param_dtype, masked, full):
-    rounds, directions = (7, [9, 2]) if full else (10, None)
-    options = {"masked": masked, "full": full, "rounds": rounds, "directions": directions}
-    compare(zo_case([1, 0, 7, 128, 2049, 4097], param_dtype, "rademacher", **options))
-
-
-@each_list
-def test_sign_lists(sizes):
-    if sizes:
-        compare(zo_case(sizes, torch.float32, "rademacher", coef=[1.5], directions=[2**32 - 2]))
-
-
 def test_directions_from_the_device_equal_a_list():
     tensors, on_device = [torch.zeros(300)], torch.tensor([4, 2**31 + 5])
     expected = [torch.zeros(300)]
@@ -201,33 +138,6 @@ def test_directions_from_the_device_equal_a_list():
     sk.zo_combine_(expected, [0.5, 0.25], directions=[4, 2**31 + 5], **options)
     assert torch.equal(tensors[0], expected[0])
     assert tensors[0].any()
-
-
-def test_sign_sum_past_a_chunk_and_its_norm():
-    compare(zo_case([CHUNK_SIZE + 1], torch.float32, "rademacher", full=True, masked=True))
-
-
-@needs_fma
-@each_dtype
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.parametrize("full", [False, True], ids=["add", "full"])
-def test_normal_sums(param_dtype, masked, full):
-    """z within 4 ulp (|z| < 7, so 4 * 2^-22 at most) moves a sum by no more than that a term."""
-    rounds, directions = (7, [9, 2]) if full else (10, None)
-    options = {"masked": masked, "full": full, "rounds": rounds, "directions": directions}
-    run = zo_case([1, 0, 7, 128, 2049], param_dtype, "normal", **options)
-    ours, theirs = run("triton"), run("reference")
-    for a, b in zip(ours["tensors"], theirs["tensors"], strict=True):
-        # z's error, then the rounding of the sums in float32 and, on both sides, in the dtype
-        size = b.float().abs().max() if b.numel() else torch.tensor(0.0)
-        bound = 0.8 * 1.1 * 4 * 2**-22 + 4 * size * 2**-24 + size * torch.finfo(param_dtype).eps
-        assert ((a.float() - b.float()).abs() <= bound).all()
-    for a, b in zip(ours["backup"], theirs["backup"], strict=True):
-        assert_same_bits(a, b)
-    terms = 2185  # |z| < 7: a product's error is below 2 * 7 * 4 ulp, its rounding below 49 * 2^-23
-    bound = terms * (2 * 7 * 4 * 2**-22 + 49 * 2**-23)
-    assert ((ours["gram"] - theirs["gram"]).abs() <= bound).all()
-    assert (ours["norm2"] - theirs["norm2"]).abs() <= bound
 
 
 def test_unmasked_draws_do_not_depend_on_list_or_offset():
@@ -243,3 +153,71 @@ def test_unmasked_draws_do_not_depend_on_list_or_offset():
     first = torch.zeros(3)
     sk.zo_combine_([first], [1.0], uids=[8], **options)
     assert torch.equal(first, alone[0][:3])
+
+
+STARTS = [0, 1, 2, 3, 5, 31, 32, 64, 95, 97, 127, 128, 2**32 - 2, 128 * 2**32 - 40, 2**62 - 1]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("rounds", [7, 10])
+def test_signs_from_any_index(start, rounds):
+    ours = torch.zeros(2100)
+    stream = {"seed": KEY, "uids": [7], "rounds": rounds, "distribution": "rademacher"}
+    sk.zo_combine_([ours], [1.0], firsts=[start], **stream, backend="triton")
+    key = torch.tensor(KEY - 2**64)
+    assert torch.equal(ours, reference_philox.rademacher(key, 7, 0, start, 2100, rounds))
+
+
+@needs_fma
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("rounds", [7, 10])
+def test_normals_from_any_index(start, rounds):
+    ours = torch.zeros(2100)
+    stream = {"seed": KEY, "uids": [7], "rounds": rounds}
+    sk.zo_combine_([ours], [1.0], firsts=[start], **stream, backend="triton")
+    theirs = reference_philox.normal(torch.tensor(KEY - 2**64), 7, 0, start, 2100, rounds)
+    assert ulps(ours, theirs).max() <= 4
+
+
+@each_kind
+def test_shards_draw_the_numbers_of_the_whole(kind):
+    """Cut anywhere, also into nothing; one of the shards begins in the middle of a program."""
+    edges = [0, 1, 130, 130, 4099, 4100, TILE + 2, 2 * TILE + 7]
+    stream = {"seed": KEY, "distribution": kind, "backend": "triton"}
+    whole = torch.zeros(edges[-1])
+    sk.zo_combine_([whole], [1.0, 0.5], uids=[7], **stream)
+    shards = [torch.zeros(b - a) for a, b in itertools.pairwise(edges)]
+    uids = [7] * len(shards)
+    sk.zo_combine_(shards, [1.0, 0.5], uids=uids, firsts=edges[:-1], **stream)
+    assert torch.equal(torch.cat(shards), whole)
+    assert whole.abs().min() > 0
+
+
+@pytest.mark.parametrize("step", [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("stream", [0, 1, 2**31 - 1, 2**31, 2**32 - 1])
+def test_step_keys(step, stream):
+    key, counter, seed = (torch.tensor([signed64(v)]) for v in (1, step, KEY))
+    sk.zo_key_(key, counter, seed, stream=stream, backend="triton")
+    assert key.item() == signed64(sk.derive_key(KEY, step, stream))
+    assert counter.item() == signed64((step + 1) % 2**64)
+    assert seed.item() == signed64(KEY)
+
+
+def test_a_step_key_names_the_directions():
+    key, counter, seed = torch.tensor(0), torch.tensor(4), torch.tensor(9)
+    drawn, expected = torch.zeros(300), torch.zeros(300)
+    options = {"distribution": "rademacher", "backend": "triton"}
+    sk.zo_key_(key, counter, seed, stream=2, backend="triton")
+    sk.zo_combine_([drawn], [1.0], seed=key, **options)
+    sk.zo_combine_([expected], [1.0], seed=sk.derive_key(9, 4, 2), **options)
+    assert torch.equal(drawn, expected)
+
+
+@each_kind
+def test_fast_math_draws_portable_numbers(kind):
+    fast, portable = torch.zeros(300), torch.zeros(300)
+    options = {"seed": KEY, "distribution": kind, "backend": "triton"}
+    sk.zo_combine_([fast], [1.0], rng_math="fast", **options)
+    sk.zo_combine_([portable], [1.0], **options)
+    assert torch.equal(fast, portable)
+    assert fast.abs().min() > 0

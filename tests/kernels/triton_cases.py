@@ -22,13 +22,15 @@ from sparse_kernels.triton import (
     restore_adamw,
     restore_sgd,
     zo_combine,
+    zo_key,
 )
 
 #: what launches kernels
 MODULES = (
     _launch, bregman_step, mask_apply, mask_count, mask_nm, mask_pack, mask_topk, masked_perturb,
-    norm, restore, restore_adamw, restore_sgd, zo_combine,
+    norm, restore, restore_adamw, restore_sgd, zo_combine, zo_key,
 )  # fmt: skip
+KEY = 0xE998CDE3B83FA088  # of the known answers of the stream
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TILE = 8192  # elements per program of an elementwise kernel; a test compares it with the package's
 SIZES = {
@@ -41,6 +43,7 @@ SIZES = {
 }
 CHUNK_EDGES = [CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1]
 each_dtype = pytest.mark.parametrize("param_dtype", DTYPES, ids=lambda d: str(d)[6:])
+each_kind = pytest.mark.parametrize("kind", ["normal", "rademacher"])
 each_list = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 
 
@@ -85,6 +88,16 @@ def ones_of(masks):
 
 def flags_of(masks, tensors):
     return sk.unpack_mask(masks, [t.shape for t in tensors], backend="reference")
+
+
+def signed64(key):
+    return key - 2**64 if key >= 2**63 else key
+
+
+def ulps(ours, theirs):
+    """Distance in units in the last place of ``theirs``, the true float32 neighbours' spacing."""
+    exponent = torch.frexp(theirs.double())[1].clamp(min=-125)
+    return (ours.double() - theirs.double()).abs() * 2.0 ** (24 - exponent)
 
 
 def copies(tensors):

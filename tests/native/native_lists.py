@@ -108,7 +108,7 @@ def ranks_of(masks: Sequence[Tensor], sizes: Sequence[int]) -> tuple[list[Tensor
     return ranks, before
 
 
-def run_of(core, sizes, lists, *, masks=(), backup=(), ranks=(), uids=(), **run):
+def run_of(core, sizes, lists, *, masks=(), backup=(), ranks=(), uids=(), firsts=(), **run):
     """A harness run over parallel lists of tensors; with ranks, backup is the packed tensor."""
     segments = [
         core.Segment(
@@ -119,6 +119,7 @@ def run_of(core, sizes, lists, *, masks=(), backup=(), ranks=(), uids=(), **run)
             ranks=ranks[i].data_ptr() if ranks else 0,
             capacity=backup[0].numel() if ranks else 0,
             uid=uids[i] if uids else 0,
+            first=firsts[i] if firsts else 0,
         )
         for i, n in enumerate(sizes)
     ]

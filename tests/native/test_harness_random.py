@@ -6,111 +6,24 @@ import itertools
 
 import pytest
 import torch
-from native_lists import CHUNK, SIZES, Lists, assert_same, clones, run_of
+from native_lists import CHUNK, SIZES, Lists, assert_same, run_of
+from zo_cases import DISTRIBUTIONS, DTYPE, Call, Stream, check_zo_combine, uids_of
 
 from sparse_kernels import reference
 from sparse_kernels.reference import philox
 
-DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DISTRIBUTIONS = ["normal", "rademacher"]
-KEY = 0x6E98CDE3B83FA088
 layouts = pytest.mark.parametrize(
     ("name", "shift"),
     list(itertools.product(("none", "one", "seven", "chunks", "mixed"), (0, 1))),
 )
 
 
-@pytest.fixture
-def portable(core, monkeypatch):
-    """The reference with the normals of csrc/core, which it meets within 4 ulp only."""
-
-    def box_muller(a, b):
-        words = [(x - (x >= 2**31).long() * 2**32).int().contiguous() for x in (a, b)]
-        even, odd = torch.empty(a.numel()), torch.empty(a.numel())
-        core.box_muller(
-            words[0].data_ptr(), words[1].data_ptr(), a.numel(), even.data_ptr(), odd.data_ptr()
-        )
-        return even.reshape(a.shape), odd.reshape(a.shape)
-
-    monkeypatch.setattr(philox, "box_muller", box_muller)
-
-
-class Stream:
-    """The scalars of one call, in the memory that the kernel reads them from."""
-
-    def __init__(self, core, q: int, distribution: str, rounds: int, listed: bool) -> None:
-        generator = torch.Generator().manual_seed(q)
-        self.key = torch.tensor(KEY)
-        self.coef = torch.randn(q, generator=generator)
-        self.words = torch.randperm(1000, generator=generator)[:q] if listed else None
-        self.first, self.distribution, self.rounds, self.q = 5, distribution, rounds, q
-        self.directions = core.Directions(
-            key=self.key.data_ptr(),
-            coef=self.coef.data_ptr(),
-            directions=0 if self.words is None else self.words.data_ptr(),
-            first_direction=self.first,
-            q=q,
-            rounds=rounds,
-            signs=distribution == "rademacher",
-        )
-
-    def arguments(self, uids: list[int]) -> tuple:
-        """What the schema has between the coefficients and the masks."""
-        named = (self.key, self.words, self.first, uids, [])
-        return (*named, self.distribution, self.rounds, "portable")
-
-
-def uids_of(sizes) -> list[int]:
-    return [(7 + 1_000_003 * i) % 2**32 for i in range(len(sizes))]
-
-
-# q, rounds, masked, source, saved, factors, sumsq; q crosses the number of directions whose signs
-# are drawn together, 8 or 16
 CALLS = [
-    (1, 10, False, False, False, False, False),
-    (3, 7, True, True, True, True, True),
-    (9, 10, False, True, True, False, True),
-    (17, 7, True, False, False, True, False),
+    Call(1, 10),
+    Call(3, 7, masked=True, source="list", saved=True, factors=True, sumsq=True),
+    Call(9, 10, source="list", saved=True, sumsq=True),
+    Call(17, 7, masked=True, factors=True),
 ]
-
-
-def check_zo_combine(core, lists: Lists, kind: str, distribution: str, call: tuple) -> int:
-    """One call on the harness against the reference; returns the number of launches."""
-    q, rounds, masked, source, saved, factors, sumsq = call
-    uids = uids_of(lists.sizes)
-    stream = Stream(core, q, distribution, rounds, listed=q == 3)
-    tensors = lists.normal(DTYPE[kind])
-    src = lists.normal(DTYPE[kind]) if source else []
-    backup = lists.normal(DTYPE[kind]) if saved else []
-    masks = lists.masks() if masked else []
-    generator = torch.Generator().manual_seed(1)
-    alpha = torch.randn(len(uids), generator=generator) if factors else None
-    gamma = torch.randn(len(uids), generator=generator) if factors else None
-    total = torch.zeros((), dtype=torch.float64) if sumsq else None
-    wanted, wanted_backup = clones(tensors), clones(backup)
-    reference.zo_combine_ref(
-        wanted,
-        src,
-        stream.coef,
-        *stream.arguments(uids),
-        masks,
-        wanted_backup,
-        [],
-        alpha,
-        gamma,
-        total,
-    )
-    run = run_of(
-        core, lists.sizes, [tensors, src or tensors], masks=masks, backup=backup, uids=uids
-    )
-    pointers = [0 if t is None else t.data_ptr() for t in (alpha, gamma)]
-    ours = core.zo_combine(run, kind, stream.directions, *pointers, sumsq)
-    assert_same(tensors, wanted, f"q = {q}: tensors")
-    assert_same(backup, wanted_backup, f"q = {q}: backup")
-    if total is not None:
-        assert ours.total == total.item()
-    lists.check_guards()
-    return ours.report.launches
 
 
 @layouts
@@ -126,7 +39,7 @@ def test_zo_combine(core, name, shift, kind, distribution):
 @pytest.mark.usefixtures("portable")
 def test_zo_combine_over_several_launches(core, distribution):
     """Factors, uids and chunk partials keep their number in the whole list."""
-    call = (1, 10, False, False, False, True, True)
+    call = Call(1, 10, factors=True, sumsq=True)
     assert check_zo_combine(core, Lists(SIZES["tiny"]), "float32", distribution, call) > 1
 
 
@@ -167,7 +80,7 @@ def test_directions_past_2_to_the_32(core, first, distribution):
     numel = first + 1027
     run, window = far(core, 2**32 + CHUNK if first < 2**32 else numel, first, CHUNK, uid=9)
     stream = Stream(core, 1, distribution, 10, listed=False)
-    core.zo_combine(run, "float32", stream.directions, 0, 0, False)
+    core.zo_combine(run, "float32", "list", stream.directions, 0, 0, False)
     count = 1027 if first == 2**32 else CHUNK
     z = philox.DISTRIBUTIONS[distribution](stream.key, 9, stream.first, first, count, 10)
     assert_same([window[:count]], [stream.coef[0] * z], "window")
@@ -243,7 +156,7 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
     for distribution in DISTRIBUTIONS:
         stream = Stream(core, 2, distribution, 7, listed=False)
         run = virtual(core, 2, masked=masked, saved=True, shift=shift, uid=3)
-        sums = core.zo_combine(run, "float32", stream.directions, 0, 0, True)
+        sums = core.zo_combine(run, "float32", "list", stream.directions, 0, 0, True)
         assert traffic(sums.report)[:2] == [(n, n), (n, 0)]
 
 

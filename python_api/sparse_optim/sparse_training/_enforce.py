@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_kernels import mask_apply_, unpack_mask
+from sparse_kernels import mask_apply_
 
 from .._base import PerturbingOptimizer
+from .._bitmask import BitMask
 from .._support import trainable
 
 
@@ -60,9 +61,10 @@ class Enforcer:
         if clear_state:
             self._clear_state(keep)
         if self._tell is not None:
-            masks = unpack_mask(words, [p.shape for p in self.params], backend=self.backend)
-            of = {id(p): m for p, m in zip(self.params, masks, strict=True)}
-            every = [of.get(id(p)) for p in trainable(self.optimizer.param_groups)]
+            params = trainable(self.optimizer.param_groups)
+            of = {id(p): w for p, w in zip(self.params, words, strict=True)}
+            filled = [of[id(p)] if id(p) in of else BitMask.full([p]).words[0] for p in params]
+            every = BitMask(filled, [p.shape for p in params])
             if isinstance(self.optimizer, PerturbingOptimizer):
                 self._tell(every, keep_state=not clear_state)
             else:  # MeZO has no state of its own
