@@ -1,4 +1,4 @@
-"""The ``sparse-optim`` command: ``demo``, ``train``, ``study`` and ``study-mezo``."""
+"""The ``sparse-optim`` command: ``demo``, ``train``, ``study``, ``study-zo``, ``study-mezo``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .demo import arguments
+from .demo import arguments, zo_arguments
 
 PROGRAM = "sparse-optim"
 FAILED = 2  # exit code for anything the user can put right
@@ -113,7 +113,7 @@ def _add_study(commands: Any) -> None:
         metavar="X,X", help=f"fractions not perturbed (default {default}; 2:4 has its own)",
     )  # fmt: skip
     add(
-        "--sparse-methods", type=arguments.list_of(arguments.sparse_method), default=(),
+        "--sparse-methods", type=arguments.sparse_methods, default=(),
         metavar="NAME,NAME", help=f"of {', '.join(arguments.METHODS[1:])} (default none of them)",
     )  # fmt: skip
     add(
@@ -172,6 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_study(commands)
+    zo_arguments.add_study(commands)
     _add_study_mezo(commands)
     return parser
 
@@ -233,7 +234,7 @@ def _study_mezo_options(args: argparse.Namespace, line: str) -> Any:
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    from .demo import commands, mezo_study, study_command
+    from .demo import commands, mezo_study, study_command, zo_command
 
     line = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
     if args.command == "demo":
@@ -246,6 +247,9 @@ def _run(argv: Sequence[str] | None) -> None:
         )  # fmt: skip
     elif args.command == "train":
         commands.run_train(_train_options(parser, args))
+    elif args.command == "study-zo":
+        given = {name: value for name, value in vars(args).items() if name != "command"}
+        zo_command.run_zo_study(zo_command.ZoStudyOptions(command=line, **given))
     elif args.command == "study-mezo":
         mezo_study.run_mezo_study(_study_mezo_options(args, line))
     else:

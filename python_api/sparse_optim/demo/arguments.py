@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import Pattern
@@ -13,6 +13,7 @@ from .methods import FORMS, MASKS, OPTIONS
 from .sparse import METHODS, ROUNDS, UPDATES
 from .text import EPOCH_STEPS, WINDOW
 from .variants import CHOICES
+from .zo_controls import SIGNS
 
 BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
 
@@ -75,11 +76,18 @@ def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return convert_all
 
 
-def sparse_method(text: str) -> str:
-    """The name of a sparse training method."""
-    if text not in METHODS[1:]:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(METHODS[1:])}")
-    return text
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Converter of one of some names."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return convert
+
+
+sparse_methods = list_of(one_of(METHODS[1:]))  #: converter of names of sparse training methods
 
 
 # option, converter, help; who has it and with which default stands in methods.py
@@ -107,6 +115,8 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("smoothing", {"type": number(0.0, strict=True)}, "length of the finite difference"),
     ("num-directions", {"type": integer(1), "metavar": "N"}, "random directions per step"),
     ("distribution", {"choices": ("normal", "rademacher")}, "of the random directions"),
+    ("sign", {"choices": tuple(SIGNS)},
+     "of the perturbation: uphill as probed; downhill and random (no probes) are controls"),
     ("sparse-method", {"choices": METHODS},
      "train with zero weights. snip, grasp: chosen before the first step; set, dsr, rigl, mest: "
      f"moved about {UPDATES} times in the first three quarters of the steps; lth: {ROUNDS} rounds "

@@ -29,7 +29,8 @@ def machine_name(device: str) -> str:
     """A name that a reader can place: the GPU, or the processor and the threads used."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def peak_memory(device: str) -> int:

@@ -14,7 +14,6 @@ from sparse_kernels import resolved_name
 from .. import (
     SAM,
     SSAM,
-    ZOSAM,
     AdaBreg,
     DynamicMask,
     FisherMask,
@@ -31,6 +30,7 @@ from .. import (
 )
 from ._support import UserError
 from .eager_mezo import EagerMeZO
+from .zo_controls import SIGNS
 
 FISHER_SAMPLES = 128
 MASKS = ("fisher", "dynamic", "random", "magnitude", "small")
@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **_SAM, "sparsity": 0.5, "mask": "fisher", "pattern": "unstructured", "axis": None,
         "form": "explicit", "norm": "dense",
     },
-    "zosam": {**_SGD, "rho": 0.05, "interval": 1, **_DIRECTIONS},
+    "zosam": {**_SGD, "rho": 0.05, "interval": 1, "sign": "uphill", **_DIRECTIONS},
     "mezo": {
         "lr": 1e-3, "weight_decay": 0.0, **_DIRECTIONS, "smoothing": 1e-3, "sparsity": 0.5,
         "mask": None,
@@ -205,7 +205,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
     base = torch.optim.SGD
     if kind == "zosam":
         directions = {k: o[k] for k in ("smoothing", "num_directions", "distribution")}
-        return ZOSAM(params, base, seed=seed, **directions, **common)
+        return SIGNS[o["sign"]](params, base, seed=seed, **directions, **common)
     common["adaptive"] = o["adaptive"]
     if kind == "sam" or o["form"] == "implicit":
         return SAM(params, base, **common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 import time
@@ -221,13 +222,15 @@ class Run:
     # -- results -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """Mean loss on the test samples, and per cent of their labels foretold."""
+    def evaluate(self, data: Data | None = None) -> tuple[float, float]:
+        """Mean loss on the test samples, the run's or those of other data, and per cent of their
+        labels foretold."""
+        data = self.data if data is None else data
         self.model.eval()
-        right = torch.zeros((), dtype=torch.int64, device=self.data.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.data.device)
+        right = torch.zeros((), dtype=torch.int64, device=data.device)
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
         count = 0
-        for x, labels in self.data.test_batches():
+        for x, labels in data.test_batches():
             scores = self.model(x)
             right += (scores.argmax(1) == labels).sum()
             total += cross_entropy(scores, labels, reduction="sum")
@@ -235,9 +238,9 @@ class Run:
         self.model.train()
         return float(total) / count, 100.0 * int(right) / count
 
-    def accuracy(self) -> float:
-        """Per cent of the test samples' labels foretold."""
-        return self.evaluate()[1]
+    def accuracy(self, data: Data | None = None) -> float:
+        """Per cent of the test samples' labels foretold, the run's or those of other data."""
+        return self.evaluate(data)[1]
 
     def result_text(self) -> str:
         """What ``evaluate`` finds, as the data tell it."""
@@ -311,7 +314,7 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
 
 
 def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
-    """Train epoch by epoch.
+    """Train epoch by epoch; the last one ends early if the run was made for fewer steps.
 
     Args:
         run: new (mutated).
@@ -325,6 +328,8 @@ def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
     order, mask_order = (torch.Generator().manual_seed(seed) for _ in range(2))
     for _ in range(epochs):
         run.start_epoch(mask_order)
-        batches = run.data.batches(batch_size, order)
+        batches = itertools.islice(
+            run.data.batches(batch_size, order), run.total_steps - len(run.seconds)
+        )
         losses = [run.step(samples, labels) for samples, labels in batches]
         yield float(torch.stack(losses).mean())
