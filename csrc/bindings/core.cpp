@@ -10,6 +10,7 @@
 
 #include "../core/normal.h"
 #include "../core/philox.h"
+#include "../core/simd_philox.h"
 #include "harness_ops.h"
 #include "harness_ranked.h"
 
@@ -32,6 +33,27 @@ std::array<uint32_t, 4> philox_words(uint64_t block, uint32_t uid, uint32_t dire
   const Words w = rounds == 7 ? philox<7>(block, uid, direction, keys)
                               : philox<10>(block, uid, direction, keys);
   return {w.x[0], w.x[1], w.x[2], w.x[3]};
+}
+
+// Every way to draw many calls that this processor can run, to words[way][4 calls]; their number.
+template <int kRounds>
+int words_by_way(uint64_t block, uint32_t uid, uint32_t direction, uint64_t key, int calls,
+                 Address words) {
+  std::vector<PhiloxPairs> ways{philox_pairs_by_call<kRounds>, pick_philox_pairs<kRounds>()};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) ways.push_back(philox_pairs_256<kRounds>);
+  if (__builtin_cpu_supports("avx512f")) ways.push_back(philox_pairs_512<kRounds>);
+#endif
+  uint32_t* out = at<uint32_t>(words);
+  for (const PhiloxPairs pairs : ways) {
+    std::vector<uint32_t> a(size_t(2 * calls)), b(a.size());
+    pairs(round_keys(key), block, uid, direction, calls, a.data(), b.data());
+    for (size_t j = 0; j < a.size(); ++j) {
+      *out++ = a[j];
+      *out++ = b[j];
+    }
+  }
+  return int(ways.size());
 }
 
 void normals(Address a, Address b, int64_t n, Address even, Address odd) {
@@ -81,6 +103,10 @@ void bind_core(py::module_& m) {
   m.attr("parameter_bytes") = phases::kParameterBytes;
   m.def("philox", philox_words, py::arg("block"), py::arg("uid"), py::arg("direction"),
         py::arg("key"), py::arg("rounds"));
+  m.attr("philox_group") = kPhiloxGroup;
+  m.attr("philox_ways") = 4;  // at most
+  m.def("philox_7_by_way", words_by_way<7>);
+  m.def("philox_10_by_way", words_by_way<10>);
   m.def("box_muller", normals, "n pairs: uint32 a, b to float even, odd");
   m.def("f16_to_float", widen<f16>);
   m.def("bf16_to_float", widen<bf16>);

@@ -37,6 +37,18 @@ SK_HD uint64_t to_bits(double value) {
   return bits;
 }
 
+// -x where the top bit of `flip` is 1, else x
+SK_HD float flip_sign(float x, uint32_t flip) {
+  return bits_to_float(float_to_bits(x) ^ (flip & 0x80000000u));
+}
+
+SK_HD double flip_sign(double x, uint32_t flip) {
+  const uint64_t bits = to_bits(x) ^ uint64_t(flip & 0x80000000u) << 32;
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 SK_HD float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);

@@ -43,7 +43,7 @@ SK_HD NormalPair box_muller(uint32_t a, uint32_t b) {
   const float u = fma(float(a), 0x1p-32f, 0x1p-33f);
   const float radius = sqrt(-2.0f * log_unit(u));
   // residual angle (pi/4) x, x in [-1, 1); the sine's leading coefficient takes two words
-  const uint32_t quadrant = (b + 0x20000000u) >> 30;
+  const uint32_t turn = b + 0x20000000u;  // quadrant in the upper two bits
   const float x = float(int32_t(b << 2)) * 0x1p-31f;
   const float t = x * x;
   float s = 0x1.4be09ep-22f;
@@ -57,12 +57,12 @@ SK_HD NormalPair box_muller(uint32_t a, uint32_t b) {
   c = fma(t, c, 0x1.03c1fp-6f);
   c = fma(t, c, -0x1.3bd3ccp-2f);
   const float cosine = fma(t, c, 1.0f);
-  const bool swap = quadrant & 1u;
-  const float even = swap ? sine : cosine;
-  const float odd = swap ? cosine : sine;
-  const float even_sign = (quadrant == 1u || quadrant == 2u) ? -radius : radius;
-  const float odd_sign = quadrant >= 2u ? -radius : radius;
-  return {even_sign * even, odd_sign * odd};
+  const bool swap = turn & 0x40000000u;
+  const float even = radius * (swap ? sine : cosine);
+  const float odd = radius * (swap ? cosine : sine);
+  // cos is negative in quadrants 1 and 2, sin in 2 and 3; by bits: with selects of -radius and
+  // radius the vector code took a third longer
+  return {flip_sign(even, turn ^ turn << 1), flip_sign(odd, turn)};
 }
 
 // The same from the approximate functions of the GPU, where r may be 1e-5 off: more as u nears 1.

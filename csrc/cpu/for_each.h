@@ -27,7 +27,6 @@ template <class Op>
 struct Scratch {
   static constexpr bool kSums = Op::kReduce == Reduce::kSum;
   alignas(kStreamAlign) typename Op::Math lanes[kSums ? kLanes : 1];
-  alignas(kStreamAlign) float noise[Op::kGenerated ? kNoise : 1];  // see generate.h
   std::vector<uint32_t> words;  // sign bits of the current tile, see generate.h
   int64_t tile = -1;
 };

@@ -8,59 +8,60 @@
 #include "../core/normal.h"
 #include "../core/philox.h"
 #include "../core/segment.h"
+#include "../core/simd_philox.h"
 #include "../functors/zo_combine.h"
 #include "block.h"
 
 namespace sk::cpu {
 
-// Sign words are drawn for a tile of 32 Philox calls at a time, so that the calls vectorise.
-constexpr int kTile = 32 * kSignsPerBlock;  // elements
+// Sign words are drawn for a tile at a time, so that the calls vectorise.
+constexpr int kTile = kPhiloxGroup * kSignsPerBlock;  // elements
 constexpr int kTileWords = kTile / 32;
 
-// normals [first, first + n) for n <= kBlock, first a multiple of 4; writes up to a multiple of 4
-template <int kRounds>
-SK_CLONES void fill_normals(const RoundKeys& keys, uint32_t uid, uint32_t direction, int64_t first,
-                            int n, float* z) {
+// take(i, normal i, normal i + 1) for the kBlock normals from `first` on, a multiple of 4
+template <int kRounds, class Take>
+SK_CLONES void each_normal_pair(const RoundKeys& keys, uint32_t uid, uint32_t direction,
+                                int64_t first, const Take& take) {
   constexpr int kCalls = kBlock / kNormalsPerBlock;
-  const uint64_t block = uint64_t(first) / kNormalsPerBlock;
-  const int calls = (n + kNormalsPerBlock - 1) / kNormalsPerBlock;
-  // three plain loops over arrays: each vectorises at its own lane width
   alignas(kStreamAlign) uint32_t a[2 * kCalls], b[2 * kCalls];
-  alignas(kStreamAlign) float even[2 * kCalls], odd[2 * kCalls];
-#pragma omp simd
-  for (int j = 0; j < kCalls; ++j) {
-    const Words w = philox<kRounds, uint64_t>(block + uint64_t(j), uid, direction, keys);
-    a[j] = w.x[0];
-    b[j] = w.x[1];
-    a[kCalls + j] = w.x[2];
-    b[kCalls + j] = w.x[3];
-  }
+  philox_pairs<kRounds>(keys, uint64_t(first) / kNormalsPerBlock, uid, direction, kCalls, a, b);
 #pragma omp simd
   for (int j = 0; j < 2 * kCalls; ++j) {
     const NormalPair pair = box_muller(a[j], b[j]);
-    even[j] = pair.even;
-    odd[j] = pair.odd;
-  }
-#pragma omp simd
-  for (int j = 0; j < calls; ++j) {
-    z[4 * j] = even[j];
-    z[4 * j + 1] = odd[j];
-    z[4 * j + 2] = even[kCalls + j];
-    z[4 * j + 3] = odd[kCalls + j];
+    take(2 * j, pair.even, pair.odd);
   }
 }
 
-template <int kRounds>
-SK_CLONES void fill_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t direction,
-                               uint64_t block, uint32_t* words) {
-#pragma omp simd
-  for (int j = 0; j < kTile / kSignsPerBlock; ++j) {
-    const Words w = philox<kRounds, uint64_t>(block + uint64_t(j), uid, direction, keys);
-    words[4 * j] = w.x[0];
-    words[4 * j + 1] = w.x[1];
-    words[4 * j + 2] = w.x[2];
-    words[4 * j + 3] = w.x[3];
+struct KeepNormals {
+  float* z;
+  SK_HD void operator()(int i, float even, float odd) const {
+    z[i] = even;
+    z[i + 1] = odd;
   }
+};
+
+// s <- fma(c, z, s), with 0 for s where kFirst: clearing s took a third of a step with signs
+template <class Math, bool kFirst>
+struct AddNormals {
+  Math c;
+  Math* s;
+  SK_HD void operator()(int i, float even, float odd) const {
+    s[i] = fma(c, Math(even), kFirst ? Math(0) : s[i]);
+    s[i + 1] = fma(c, Math(odd), kFirst ? Math(0) : s[i + 1]);
+  }
+};
+
+// normals [first, first + kBlock), first a multiple of 4
+template <int kRounds>
+void fill_normals(const RoundKeys& keys, uint32_t uid, uint32_t direction, int64_t first, int,
+                  float* z) {
+  each_normal_pair<kRounds>(keys, uid, direction, first, KeepNormals{z});
+}
+
+template <int kRounds>
+void fill_sign_words(const RoundKeys& keys, uint32_t uid, uint32_t direction, uint64_t block,
+                     uint32_t* words) {
+  philox_words<kRounds>(keys, block, uid, direction, kTile / kSignsPerBlock, words);
 }
 
 // Moves a tile's signs down by `offset` of the first call's; the tile ends inside one more call.
@@ -132,14 +133,33 @@ const float* draw_normals(const Directions<Math>& stream, const RoundKeys& keys,
   return z + before;
 }
 
-template <class Math>
+// s <- fma(coef[k], z_k, s) for one block
+template <bool kFirst, class Math>
+void add_normals(const Directions<Math>& stream, const RoundKeys& keys, const Segment& segment,
+                 int k, int64_t first, int n, Math* s) {
+  const AddNormals<Math, kFirst> add{stream.coef[k], s};
+  if (segment.first % kNormalsPerBlock) {  // a shard that starts inside a call
+    alignas(kStreamAlign) float noise[kNoise];
+    const float* z = draw_normals(stream, keys, segment, k, first, n, noise);
+    for (int i = 0; i < kBlock; i += 2) add(i, z[i], z[i + 1]);
+    return;
+  }
+  const int64_t start = segment.first + first;
+  if (stream.rounds == 7) {
+    each_normal_pair<7>(keys, segment.uid, stream.direction(k), start, add);
+  } else {
+    each_normal_pair<10>(keys, segment.uid, stream.direction(k), start, add);
+  }
+}
+
+template <bool kFirst, class Math>
 SK_HD void add_signs(Math c, const uint32_t* words, int n, Math* s) {
   for (int w = 0; w * 32 < n; ++w) {
     const uint32_t word = words[w];
 #pragma omp simd
     for (int i = 0; i < 32; ++i) {
       // c z + s with z = +1 or -1 is one exact product and one rounding, with or without fma
-      s[32 * w + i] = s[32 * w + i] + ((word >> i) & 1u ? -c : c);
+      s[32 * w + i] = (kFirst ? Math(0) : s[32 * w + i]) + flip_sign(c, word << (31 - i));
     }
   }
 }
@@ -152,21 +172,17 @@ struct Drawn : Base {
   template <class S>
   SK_HD void generate(int64_t, const Segment& segment, int64_t first, int n, typename Base::Math* s,
                       S& scratch) const {
-    using Math = typename Base::Math;
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) s[i] = Math(0);
-    if (this->stream.signs) draw_tile(this->stream, keys, segment, first, scratch);
-    for (int k = 0; k < this->stream.q; ++k) {
-      const Math c = this->stream.coef[k];
-      if (this->stream.signs) {
-        const uint32_t* words = scratch.words.data() + size_t(k) * kTileWords;
-        add_signs(c, words + (first % kTile) / 32, n, s);
-      } else {
-        const float* z = draw_normals(this->stream, keys, segment, k, first, n, scratch.noise);
-#pragma omp simd
-        for (int i = 0; i < kBlock; ++i) s[i] = fma(c, Math(z[i]), s[i]);
-      }
+    if (!this->stream.signs) {
+      add_normals<true>(this->stream, keys, segment, 0, first, n, s);
+      for (int k = 1; k < this->stream.q; ++k)
+        add_normals<false>(this->stream, keys, segment, k, first, n, s);
+      return;
     }
+    draw_tile(this->stream, keys, segment, first, scratch);
+    const uint32_t* words = scratch.words.data() + (first % kTile) / 32;
+    add_signs<true>(this->stream.coef[0], words, n, s);
+    for (int k = 1; k < this->stream.q; ++k)
+      add_signs<false>(this->stream.coef[k], words + size_t(k) * kTileWords, n, s);
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include "../core/mask.h"
 #include "../core/segment.h"
+#include "../core/simd_philox.h"
 #include "../functors/ranked.h"
 #include "block.h"
 
@@ -35,18 +36,11 @@ SK_HD void fill_keys(const Source<ScoreKeys<T>>& source, const Segment& segment,
 
 SK_HD void fill_keys(const Source<RandomKeys>& source, const Segment& segment, int64_t first, int n,
                      uint32_t* out) {
-  constexpr int kCalls = kBlock / 4 + 1;  // a block may begin and end within a call's four words
-  alignas(kStreamAlign) uint32_t words[4 * kCalls];
+  // a block may begin and end within a call's four words
+  alignas(kStreamAlign) uint32_t words[kBlock + 4 * kPhiloxGroup];
   const uint64_t global = uint64_t(segment.first + first);
-  const RoundKeys& rounds = source.rounds;
-#pragma omp simd
-  for (int j = 0; j < kCalls; ++j) {
-    const Words w = philox<10, uint64_t>(global / 4 + uint64_t(j), 0, 0, rounds);
-    words[4 * j] = w.x[0];
-    words[4 * j + 1] = w.x[1];
-    words[4 * j + 2] = w.x[2];
-    words[4 * j + 3] = w.x[3];
-  }
+  const int calls = kBlock / 4 + (global % 4 == 0 ? 0 : kPhiloxGroup);
+  philox_words<10>(source.rounds, global / 4, 0, 0, calls, words);
   std::copy(words + global % 4, words + global % 4 + n, out);
 }
 

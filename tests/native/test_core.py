@@ -55,6 +55,20 @@ def test_philox_known_answers(core, rounds, counter, key, expected):
     assert out == hex_words(expected)
 
 
+@pytest.mark.parametrize("rounds", [7, 10])
+@pytest.mark.parametrize("block", [0, 77, 2**32 - 29, 2**32, 2**64 - 32])
+def test_many_calls_equal_single_calls(core, rounds, block):
+    uid, direction, calls = 2**32 - 1, 5, 3 * core.philox_group
+    words = torch.zeros(core.philox_ways, 4 * calls, dtype=torch.int32)
+    draw = {7: core.philox_7_by_way, 10: core.philox_10_by_way}[rounds]
+    ways = draw(block, uid, direction, K, calls, words.data_ptr())
+    assert ways >= 2
+    blocks = [(block + j) % 2**64 for j in range(calls)]
+    expected = [w for b in blocks for w in core.philox(b, uid, direction, K, rounds)]
+    for way in words[:ways]:
+        assert (way.long() % 2**32).tolist() == expected
+
+
 def box_muller(core, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs of normals from int64 tensors of 32-bit words."""
     words = [(x - (x >= 2**31).long() * 2**32).int().contiguous() for x in (a, b)]
