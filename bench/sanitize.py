@@ -73,12 +73,29 @@ def steps(tensors: list[Tensor], grads: list[Tensor], mask: list[Tensor] | None)
     sk.adabreg_step_(
         tensors, grads, *state[:1], *state[2:], 0.1, 0.5, step=1, counts=counts, active=mask
     )
-    for distribution in ("normal", "rademacher"):
-        drawn = {"seed": 3, "distribution": distribution, "mask": mask}
-        sumsq = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    shards = [5 + 131 * i for i in range(len(tensors))]
+    masters = [t.float() for t in tensors]
+    sumsq = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    for distribution, math, firsts in (
+        ("normal", "portable", None),
+        ("normal", "portable", shards),
+        ("normal", "fast", shards),
+        ("rademacher", "portable", None),
+        ("rademacher", "portable", shards),
+    ):
+        drawn = {"seed": 3, "distribution": distribution, "mask": mask, "firsts": firsts}
+        drawn["rng_math"] = math
         sk.zo_combine_(tensors, [0.1, 0.2], **drawn, backup=backup, sumsq=sumsq)
+        sk.zo_combine_(tensors, [0.1, 0.2], **drawn, src=masters, sumsq=sumsq)
         sk.zo_norm2(tensors, [0.1, 0.2], **drawn)
         sk.zo_gram(tensors, 2, **drawn)
+        if mask is not None:
+            ranks = sk.mask_ranks(mask)
+            packed = tensors[0].new_empty(sum(int(c) for c in sk.count_ones(mask)))
+            for summed in (None, sumsq):
+                kept = {"ranks": ranks, "sumsq": summed}
+                sk.zo_combine_(tensors, [0.1, 0.2], **drawn, backup=packed, **kept)
+                sk.zo_combine_(tensors, [0.1, 0.2], **drawn, src=packed, **kept)
     key, counter, seed = torch.arange(3, device=tensors[0].device).unbind(0)
     sk.zo_key_(key, counter, seed)
 
