@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import subprocess
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from sparse_optim.demo.machine import machine_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -113,21 +113,6 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line for line in f if line.startswith("model name")).split(":")[1].strip()
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def machine(device: str) -> str:
-    """A name for the machine that a reader can place: the processor and the threads used."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
-
-
 def triton_version() -> str:
     try:
         import triton
@@ -139,7 +124,7 @@ def triton_version() -> str:
 def header(device: str, command: Sequence[str]) -> dict[str, str]:
     """What a stored row needs to be reproduced."""
     return {
-        "machine": machine(device),
+        "machine": machine_name(device),
         "torch": torch.__version__,
         "triton": triton_version(),
         "commit": commit(),

@@ -12,6 +12,7 @@ from .masks import (
     MaskPolicy,
     Pattern,
     RandomMask,
+    SmallMagnitudeMask,
     live_count,
     select_top,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Phase",
     "RandomMask",
     "RigL",
+    "SmallMagnitudeMask",
     "SparseFlops",
     "SparseTraining",
     "bregman_cost_ratio",

@@ -1,4 +1,4 @@
-"""The interface of mask policies, and the two that need no data."""
+"""The interface of mask policies, and those that need no data."""
 
 from __future__ import annotations
 
@@ -140,6 +140,29 @@ class MagnitudeMask(MaskPolicy):
         if data:
             raise ValueError("MagnitudeMask takes no data")
         return Ranking([p.detach() for p in params], "abs")
+
+
+class SmallMagnitudeMask(MaskPolicy):
+    """Perturb the entries with the smallest ``|w|`` at the time of the update; zeros come first.
+
+    With ``Pattern(per_layer=True)`` and as the weight mask of ``MeZO``, computed once from the
+    pretrained weights, it is Sparse-MeZO: a fraction ``sparsity`` of every tensor, its largest
+    entries, is never touched.
+
+    Source: Sparse-MeZO, arXiv 2402.15751, which fixes a threshold per layer before training and
+    compares the moving weights with it in every step; here the chosen entries stay the same.
+
+    Example:
+        >>> w, b = torch.tensor([0.1, -3.0, 2.0, 0.0]), torch.tensor([5.0, 4.0])
+        >>> SmallMagnitudeMask().compute([w, b], 0.5, pattern=Pattern(per_layer=True)).to_bool()
+        [tensor([ True, False, False,  True]), tensor([False,  True])]
+    """
+
+    def scores(self, params: Sequence[Tensor], *data: Any, seed: int, update: int) -> list[Tensor]:
+        """``-|w|``; no data."""
+        if data:
+            raise ValueError("SmallMagnitudeMask takes no data")
+        return [-p.detach().abs() for p in params]
 
 
 class RandomMask(MaskPolicy):

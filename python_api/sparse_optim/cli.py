@@ -1,4 +1,4 @@
-"""The ``sparse-optim`` command: ``demo``, ``train`` and ``study``."""
+"""The ``sparse-optim`` command: ``demo``, ``train``, ``study``, ``study-zo``, ``study-mezo``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .demo import arguments
+from .demo import arguments, zo_arguments
 
 PROGRAM = "sparse-optim"
 FAILED = 2  # exit code for anything the user can put right
@@ -58,13 +58,19 @@ def _add_train(commands: Any) -> None:
 
     train = commands.add_parser(
         "train", allow_abbrev=False, help="train one model with one optimizer",
-        description="Trains one model with one optimizer on scikit-learn's digits, or on CIFAR-10, "
-        "CIFAR-100 (python version) or MNIST files that you have. Prints a line per epoch.",
+        description="Trains one model with one optimizer on scikit-learn's digits, on CIFAR-10, "
+        "CIFAR-100 (python version) or MNIST files that you have, or, character by character, on "
+        "the source of Python's standard library. Prints a line per epoch.",
     )  # fmt: skip
     add = train.add_argument
     add("--data", choices=DATASETS, default="digits", help="data set (default digits)")
     add("--data-dir", metavar="FOLDER", help="folder with the CIFAR or MNIST files")
-    add("--model", choices=MODELS, default="cnn", help="default cnn; resnet is a ResNet-20")
+    arguments.add_text(train)
+    add(
+        "--model", choices=MODELS,
+        help="default cnn, for --data stdlib transformer; resnet is a ResNet-20",
+    )  # fmt: skip
+    arguments.add_sizes(train, "resnet 16 and 3, transformer 256 and 4")
     add(
         "--optimizer", choices=OPTIMIZERS, default="sgd",
         help="default sgd: the fused LinBreg step without regulariser, or torch.optim.SGD with "
@@ -72,6 +78,7 @@ def _add_train(commands: Any) -> None:
     )  # fmt: skip
     add("--epochs", type=arguments.integer(1), default=10, metavar="N", help="default 10")
     add("--batch-size", type=arguments.integer(1), default=64, metavar="N", help="default 64")
+    add("--load", type=Path, metavar="FILE", help="start from the model that --save wrote here")
     add("--save", type=Path, metavar="FILE", help="write model, optimizer state and options here")
     arguments.add_place(train, "of the optimizer's kernels (default auto: the fastest there is)")
     arguments.add_seed(train)
@@ -106,7 +113,7 @@ def _add_study(commands: Any) -> None:
         metavar="X,X", help=f"fractions not perturbed (default {default}; 2:4 has its own)",
     )  # fmt: skip
     add(
-        "--sparse-methods", type=arguments.list_of(arguments.sparse_method), default=(),
+        "--sparse-methods", type=arguments.sparse_methods, default=(),
         metavar="NAME,NAME", help=f"of {', '.join(arguments.METHODS[1:])} (default none of them)",
     )  # fmt: skip
     add(
@@ -119,6 +126,35 @@ def _add_study(commands: Any) -> None:
     )  # fmt: skip
     arguments.add_threads(study)
     arguments.add_place(study, "of the optimizers' kernels (default auto: the fastest there is)")
+
+
+def _add_study_mezo(commands: Any) -> None:
+    study = commands.add_parser(
+        "study-mezo", allow_abbrev=False, help="gradient-free fine-tuning of a transformer on text",
+        description="Fine-tunes a pretrained character model on a package of the standard library "
+        "with MeZO on all weights, on the smallest of every tensor (Sparse-MeZO), and with the "
+        "published implementation, each from the same weights on the same windows. Prints held-out "
+        "loss, time and memory, and writes them as CSV, with a picture. The weights come from "
+        f"`{PROGRAM} train --data stdlib --optimizer adamw --save FILE`.",
+    )  # fmt: skip
+    add = study.add_argument
+    add("--load", type=Path, required=True, metavar="FILE", help="the pretrained model")
+    add(
+        "--out", type=Path, default=Path("out/study-mezo"), metavar="FOLDER",
+        help="where the tables and the picture go (default out/study-mezo)",
+    )  # fmt: skip
+    add("--seeds", type=arguments.integer(1), default=1, metavar="N", help="0 to N-1 (default 1)")
+    arguments.add_text(study, package="encodings")
+    arguments.add_sizes(study, "as saved; default 256 and 4")
+    add("--epochs", type=arguments.integer(1), default=5, metavar="N", help="default 5")
+    add("--batch-size", type=arguments.integer(1), default=16, metavar="N", help="default 16")
+    arguments.add_options(study, ("lr", "smoothing", "weight_decay"))
+    add(
+        "--sparsity", type=arguments.number(0.0, 1.0), default=0.5, metavar="X",
+        help="fraction of every tensor that the masked runs leave alone (default 0.5)",
+    )  # fmt: skip
+    add("--threads", type=arguments.integer(1), metavar="N", help="CPU threads (default: torch's)")
+    arguments.add_place(study, "of the fused runs (default auto: the fastest there is)")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,6 +172,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_study(commands)
+    zo_arguments.add_study(commands)
+    _add_study_mezo(commands)
     return parser
 
 
@@ -152,12 +190,12 @@ def _train_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
                 f"--{name.replace('_', '-')} is no option of --optimizer {args.optimizer}, "
                 f"which has {has}"
             )
-    if args.data == "digits" and args.data_dir is not None:
-        parser.error("--data-dir is no option of --data digits, which scikit-learn brings along")
     return TrainOptions(
         recipe=Recipe(args.optimizer, args.optimizer, given), data=args.data,
-        data_dir=args.data_dir, model=args.model, epochs=args.epochs, batch_size=args.batch_size,
-        device=args.device, backend=args.backend, seed=args.seed, save=args.save,
+        data_dir=args.data_dir, package=args.package, window=args.window,
+        epoch_steps=args.epoch_steps, model=args.model, sizes=arguments.given_sizes(args),
+        epochs=args.epochs, batch_size=args.batch_size, device=args.device, backend=args.backend,
+        seed=args.seed, load=args.load, save=args.save,
     )  # fmt: skip
 
 
@@ -175,11 +213,30 @@ def _study_options(parser: argparse.ArgumentParser, args: argparse.Namespace, li
     )  # fmt: skip
 
 
+def _study_mezo_options(args: argparse.Namespace, line: str) -> Any:
+    from .demo.commands import TrainOptions
+    from .demo.methods import Recipe
+    from .demo.mezo_study import MezoStudyOptions
+
+    given = {k: v for k, v in arguments.given_options(args).items() if k != "sparsity"}
+    shared = TrainOptions(
+        recipe=Recipe("shared", "mezo", given), data="stdlib", package=args.package,
+        window=args.window, epoch_steps=args.epoch_steps, sizes=arguments.given_sizes(args),
+        epochs=args.epochs, batch_size=args.batch_size, device=args.device, backend=args.backend,
+        load=args.load,
+    )  # fmt: skip
+    return MezoStudyOptions(
+        out=args.out, command=line, shared=shared, sparsity=args.sparsity, seeds=args.seeds,
+        threads=args.threads,
+    )  # fmt: skip
+
+
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    from .demo import commands, study_command
+    from .demo import commands, mezo_study, study_command, zo_command
 
+    line = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
     if args.command == "demo":
         commands.run_demo(
             commands.DemoOptions(
@@ -190,8 +247,12 @@ def _run(argv: Sequence[str] | None) -> None:
         )  # fmt: skip
     elif args.command == "train":
         commands.run_train(_train_options(parser, args))
+    elif args.command == "study-zo":
+        given = {name: value for name, value in vars(args).items() if name != "command"}
+        zo_command.run_zo_study(zo_command.ZoStudyOptions(command=line, **given))
+    elif args.command == "study-mezo":
+        mezo_study.run_mezo_study(_study_mezo_options(args, line))
     else:
-        line = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
         study_command.run_study(_study_options(parser, args, line))
 
 

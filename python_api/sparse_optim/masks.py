@@ -11,7 +11,7 @@ from ._bitmask import COUNT_RULES, BitMask, live_count, select_top
 from ._dynamic_mask import DynamicMask
 from ._fisher import FisherMask
 from ._patterns import Pattern, Ranking
-from ._policy import MagnitudeMask, MaskPolicy, RandomMask
+from ._policy import MagnitudeMask, MaskPolicy, RandomMask, SmallMagnitudeMask
 
 __all__ = [
     "COUNT_RULES",
@@ -23,6 +23,7 @@ __all__ = [
     "Pattern",
     "RandomMask",
     "Ranking",
+    "SmallMagnitudeMask",
     "live_count",
     "select_top",
 ]

@@ -102,16 +102,15 @@ def _combine_whole(
 
 @triton.jit
 def _combine_part(
-    dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, before, left, s, alpha, gamma,
+    dst_ptr, from_ptr, saved_ptr, offsets, keep, places, held, s, alpha, gamma,
     TYPE: tl.constexpr, HAS_BACKUP: tl.constexpr, PACKED: tl.constexpr, HAS_ALPHA: tl.constexpr,
     HAS_GAMMA: tl.constexpr,
 ):  # fmt: skip
-    """Any block: what is to ``keep`` is written; the ones of the tensor's mask up to its end.
+    """Any block: what is to ``keep`` is written.
 
-    All that is ``inside`` is backed up, or what is to ``keep`` if the backup is PACKED. Without a
-    backup it is the source that is PACKED.
+    What is ``held`` is backed up, at ``places``; without a backup it is a PACKED source that holds
+    it there.
     """
-    places, held, before = places_of(offsets, keep if PACKED else inside, before, left, PACKED)
     if HAS_BACKUP:
         tl.store(saved_ptr + places, tl.load(dst_ptr + offsets, mask=held, other=0.0), mask=held)
     if PACKED and not HAS_BACKUP:
@@ -120,7 +119,6 @@ def _combine_part(
         x = tl.load(from_ptr + offsets, mask=keep, other=0.0)
     x = narrow(_combined(x, s, alpha, gamma, HAS_ALPHA, HAS_GAMMA), TYPE)
     tl.store(dst_ptr + offsets, x, mask=keep)
-    return before
 
 
 @triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
@@ -153,21 +151,23 @@ def _zo_combine_kernel(
     index = _index(firsts_ptr, tensor, first)
     acc = tl.zeros((BLOCK,), tl.float32)
     for block in range(0, count, BLOCK):
-        s = _direction_sum(
-            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, index + block,
-            BLOCK, SIGNS, ROUNDS, firsts_ptr is not None,
-        )  # fmt: skip
         offsets = block + tl.arange(0, BLOCK)
         inside = offsets < count
         keep = inside
         if HAS_MASK:
             words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
             keep = mask_bits(words_ptr, offsets, inside)
+        # a whole copy holds entries that keep their value too
+        places, held, before = places_of(offsets, keep if PACKED else inside, before, left, PACKED)
+        s = _direction_sum(
+            coef_ptr, q, directions_ptr, first_direction, k0, k1, uid, index + block,
+            BLOCK, SIGNS, ROUNDS, firsts_ptr is not None,
+        )  # fmt: skip
         if SUMSQ:
             acc += tl.where(keep, s * s, 0.0)
         if HAS_MASK:
-            before = _combine_part(
-                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, before, left, s, alpha, gamma,
+            _combine_part(
+                dst_ptr, from_ptr, saved_ptr, offsets, keep, places, held, s, alpha, gamma,
                 TYPE, HAS_BACKUP, PACKED, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
         elif block < whole:
@@ -176,8 +176,8 @@ def _zo_combine_kernel(
                 HAS_SRC, HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
         else:
-            before = _combine_part(
-                dst_ptr, from_ptr, saved_ptr, offsets, inside, keep, before, left, s, alpha, gamma,
+            _combine_part(
+                dst_ptr, from_ptr, saved_ptr, offsets, keep, places, held, s, alpha, gamma,
                 TYPE, HAS_BACKUP, PACKED, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
     if SUMSQ:

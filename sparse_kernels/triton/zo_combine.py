@@ -27,8 +27,9 @@ from ._launch import (
 )
 
 # Elements a program has in registers at a time. A Philox call serves 128 signs and every thread
-# takes part in one, so signs want more elements a thread, if no mask or backup needs registers.
-_BLOCK, _SIGN_BLOCK = 2048, 4096
+# takes part in one, so signs want more elements a thread, if no mask or backup needs registers;
+# places in a packed tensor need registers, and so do normals that may be those of two calls.
+_BLOCK, _SIGN_BLOCK, _SMALL_BLOCK = 2048, 4096, 1024
 
 
 def _stream(
@@ -77,6 +78,8 @@ def zo_combine_triton(
         return
     size, partials = TILE, None
     block = _SIGN_BLOCK if signs and not (masks or backup) else _BLOCK
+    if ranks or (firsts and not signs):
+        block = _SMALL_BLOCK
     if sumsq is not None:
         size, block = CHUNK_SIZE, LANES
         partials = torch.empty((1, plan.programs), dtype=torch.float32, device=device)
@@ -93,7 +96,7 @@ def zo_combine_triton(
         HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
         SUMSQ=sumsq is not None, SIGNS=signs, ROUNDS=rounds,
         SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
-        maxnreg=64,
+        maxnreg=128 if ranks and sumsq is not None else 64,  # with fewer it would spill
     )  # fmt: skip
     if sumsq is not None and partials is not None:
         sum_in_order(partials, sumsq)

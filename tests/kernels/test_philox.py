@@ -153,7 +153,7 @@ def test_box_muller_at_the_ends_of_its_words():
 
 @pytest.mark.parametrize("distribution", ["normal", "rademacher"])
 def test_moments_to_fourth_order(target, distribution):
-    n = 2**20
+    n = 2**24 if target.backend in ("cpp", "cuda") else 2**20
     z = draw(target, n, uid=11, direction=5, distribution=distribution).double().cpu()
     moments = {"normal": (0, 1, 0, 3, 0, 15, 0, 105), "rademacher": (0, 1) * 4}[distribution]
     for k in range(1, 5):
@@ -163,7 +163,7 @@ def test_moments_to_fourth_order(target, distribution):
 
 
 def test_kolmogorov_smirnov(target):
-    n = 2**20
+    n = 2**22 if target.backend in ("cpp", "cuda") else 2**20
     z = draw(target, n, uid=2).double().cpu().sort().values
     cdf = 0.5 * torch.erfc(-z / math.sqrt(2))
     steps = torch.arange(n + 1, dtype=torch.float64) / n

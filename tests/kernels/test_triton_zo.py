@@ -144,7 +144,7 @@ def test_normal_sums(param_dtype, masked, full):
 @each_dtype
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_sign_sums_of_shards(param_dtype, masked):
-    sizes, firsts = [1, 0, 7, 128, 2049, TILE + 1], [127, 3, 2**62 - 7, 128, 2**39 + 33, 65]
+    sizes, firsts = [1, 0, 7, 128, 2049, 4097], [127, 3, 2**62 - 7, 128, 2**39 + 33, 65]
     options = {"masked": masked, "full": True, "directions": [9, 2], "firsts": firsts}
     ours = compare(zo_case(sizes, param_dtype, "rademacher", **options))
     elsewhere = zo_case(sizes, param_dtype, "rademacher", **{**options, "firsts": [0] * 6})

@@ -87,6 +87,14 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("study --sparse-methods snip,none", "'none' is none of snip, grasp, lth"),
         ("study --weight-sparsity 0.5", "--weight-sparsity needs --sparse-methods"),
         ("study --weight-distribution er", "--weight-distribution needs --sparse-methods"),
+        ("study-zo --seeds 0", "--seeds: 0 must be at least 1"),
+        ("study-zo --parts rho,speed", "'speed' is none of accuracy, rho, cosine"),
+        ("study-zo --sparse-methods none", "'none' is none of snip, grasp, lth"),
+        ("study-zo --sparsities 0.9,1", "--sparsities: 1 must be below 1"),
+        ("study-zo --rhos 0.05,0", "--rhos: 0 must be finite and above 0"),
+        ("study-zo --directions 0", "--directions: 0 must be at least 1"),
+        ("study-zo --backend cuda", "backend 'cuda' is not available"),
+        ("train --optimizer zosam --sign left", "invalid choice: 'left'"),
         ("train --data mnist", "--data mnist needs --data-dir"),
         ("train --data mnist --data-dir /no/such", "there is no folder /no/such"),
         ("train --data-dir /tmp", "--data-dir is no option of --data digits"),
@@ -103,7 +111,7 @@ def test_options_of_other_optimizers_are_refused(optimizer, capsys):
     values = {
         "distribution": "normal", "num_directions": "1", "coarse_steps": "1", "interval": "2",
         "mask": "random", "pattern": "row", "axis": "in", "form": "explicit", "norm": "dense",
-        "sparse_method": "snip", "weight_distribution": "er",
+        "sparse_method": "snip", "weight_distribution": "er", "sign": "random",
     }  # fmt: skip
     foreign = {name for options in methods.OPTIONS.values() for name in options}
     foreign -= set(methods.OPTIONS[optimizer])

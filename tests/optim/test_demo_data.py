@@ -244,7 +244,7 @@ def test_models_have_the_sizes_they_claim():
     resnet = models.build("resnet", (3, 32, 32), 10)
     deep = [m for m in resnet.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     assert len([m for m in deep if m.weight.shape[-1] != 1]) == 20  # without the 1x1 shortcuts
-    for name in models.MODELS:
+    for name in models.IMAGE_MODELS:
         for shape in ((1, 8, 8), (3, 32, 32), (1, 28, 28)):
             assert models.build(name, shape, 7)(torch.zeros(2, *shape)).shape == (2, 7)
 

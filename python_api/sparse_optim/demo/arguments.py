@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import Pattern
 from ..sparse_training import DISTRIBUTIONS
 from .methods import FORMS, MASKS, OPTIONS
 from .sparse import METHODS, ROUNDS, UPDATES
+from .text import EPOCH_STEPS, WINDOW
 from .variants import CHOICES
+from .zo_controls import SIGNS
 
 BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
 
@@ -74,11 +76,18 @@ def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return convert_all
 
 
-def sparse_method(text: str) -> str:
-    """The name of a sparse training method."""
-    if text not in METHODS[1:]:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(METHODS[1:])}")
-    return text
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Converter of one of some names."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return convert
+
+
+sparse_methods = list_of(one_of(METHODS[1:]))  #: converter of names of sparse training methods
 
 
 # option, converter, help; who has it and with which default stands in methods.py
@@ -90,9 +99,12 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("adaptive", {"action": "store_const", "const": True},
      "scale the perturbation by the weights (wants a rho about ten times larger)"),
     ("interval", {"type": integer(1), "metavar": "N"}, "perturb in every N-th step only"),
-    ("sparsity", {"type": number(0.0, 1.0)}, "fraction of the weights that is not perturbed"),
+    ("sparsity", {"type": number(0.0, 1.0)},
+     "fraction of the weights that is not perturbed; of mezo: not touched, of every tensor"),
     ("mask", {"choices": MASKS},
-     "what is perturbed; renewed at the start of every epoch, a dynamic mask exchanges a part"),
+     "what is perturbed; renewed at the start of every epoch, a dynamic mask exchanges a part. "
+     "mezo: random, magnitude (the largest) or small (the smallest weights, as Sparse-MeZO has "
+     "it), chosen once, at the start"),
     ("pattern", {"type": pattern, "metavar": "NAME"},
      "sets of entries that are perturbed: unstructured, row, filter, tensor or n:m such as 2:4"),
     ("axis", {"choices": ("in", "out")}, "of the groups of an n:m pattern"),
@@ -103,6 +115,8 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("smoothing", {"type": number(0.0, strict=True)}, "length of the finite difference"),
     ("num-directions", {"type": integer(1), "metavar": "N"}, "random directions per step"),
     ("distribution", {"choices": ("normal", "rademacher")}, "of the random directions"),
+    ("sign", {"choices": tuple(SIGNS)},
+     "of the perturbation: uphill as probed; downhill and random (no probes) are controls"),
     ("sparse-method", {"choices": METHODS},
      "train with zero weights. snip, grasp: chosen before the first step; set, dsr, rigl, mest: "
      f"moved about {UPDATES} times in the first three quarters of the steps; lth: {ROUNDS} rounds "
@@ -125,6 +139,7 @@ _DEFAULT_WORDS = {
     "axis": "in; out for the implicit form",
     "weight_distribution": "erk for set and rigl, uniform for dsr and mest",
     "adaptive": "off",
+    "mask": "all weights",
 }
 
 
@@ -174,6 +189,39 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
         "--seed", type=integer(0, 2**63), default=0, metavar="N",
         help="of weights, data order and random directions (default 0)",
     )  # fmt: skip
+
+
+def add_text(parser: argparse.ArgumentParser, package: str | None = None) -> None:
+    """Add how the text of the standard library is read; ``package`` is the default one."""
+    shown = f"default {package}" if package else "default: the modules that are in no package"
+    add = parser.add_argument
+    add(
+        "--package", metavar="NAME", default=package,
+        help=f"of the standard library, such as encodings ({shown})",
+    )  # fmt: skip
+    add(
+        "--window", type=integer(1), metavar="N",
+        help=f"characters that the transformer sees at once (default {WINDOW})",
+    )  # fmt: skip
+    add(
+        "--epoch-steps", type=integer(1), metavar="N",
+        help=f"steps that text counts as an epoch (default {EPOCH_STEPS})",
+    )  # fmt: skip
+
+
+def add_sizes(parser: argparse.ArgumentParser, defaults: str) -> None:
+    """Add width and depth of a model."""
+    for name, what in (("width", "channels of the first stage, or of the transformer"),
+                       ("depth", "blocks of a stage, or layers of the transformer")):  # fmt: skip
+        parser.add_argument(
+            f"--{name}", type=integer(1), metavar="N", help=f"{what} (width and depth: {defaults})"
+        )
+
+
+def given_sizes(args: argparse.Namespace) -> dict[str, int]:
+    """Width and depth, where they were given."""
+    values = {name: getattr(args, name) for name in ("width", "depth")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
-from . import report
+from . import checkpoint, report
 from ._support import UserError, require
 from .compare import compare, total_steps
-from .data import load, load_digits, steps_per_epoch
+from .data import Data, load, load_digits
+from .machine import peak_memory
 from .methods import PLANS, Recipe, backend_in_use
+from .models import SIZED
 from .runner import Run, train
+from .text import EPOCH_STEPS, WINDOW, load_stdlib
 from .variants import check_recipe, with_choices
 
 
@@ -34,18 +37,34 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `sparse-optim train` was asked for; None means the default of the data or model."""
+    """What `sparse-optim train` was asked for; None means the default of the data or model.
+
+    Attributes:
+        package, window, epoch_steps: of the standard library's source; else None.
+        sizes: ``width`` and ``depth`` of the model, where they were given.
+        load: a file to take the first weights from.
+    """
 
     recipe: Recipe
     data: str = "digits"
     data_dir: str | None = None
-    model: str = "cnn"
+    package: str | None = None
+    window: int | None = None
+    epoch_steps: int | None = None
+    model: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 64
     device: str = "cpu"
     backend: str = "auto"
     seed: int = 0
+    load: Path | None = None
     save: Path | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model asked for, or the one that fits the data."""
+        return self.model or ("transformer" if self.data == "stdlib" else "cnn")
 
 
 def check_device(device: str) -> str:
@@ -151,6 +170,58 @@ def _write(rows: list, folder: Path, console: Any, seconds: float) -> None:
     console.print(f"{seconds:.0f} s of training. Written: {names}", highlight=False, soft_wrap=True)
 
 
+def check_train(options: TrainOptions) -> None:
+    """UserError if model, data and the options of both do not go together."""
+    model, reads_text = options.model_name, options.data == "stdlib"
+    if reads_text != (model == "transformer"):
+        kind = "text" if reads_text else "images"
+        raise UserError(f"--model {model} is not for --data {options.data}, which are {kind}")
+    for name in ("package", "window", "epoch_steps"):
+        if not reads_text and getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} needs --data stdlib")
+    for name in options.sizes:
+        if model not in SIZED:
+            raise UserError(f"--{name} needs --model {' or '.join(SIZED)}")
+    if options.data_dir is not None and options.data in ("digits", "stdlib"):
+        source = "scikit-learn" if options.data == "digits" else "Python"
+        raise UserError(
+            f"--data-dir is no option of --data {options.data}, which {source} brings along"
+        )
+    if options.load is not None and "density" in options.recipe.options:
+        raise UserError("--density is of new weights: it does not go with --load")
+    checkpoint.check_folder(options.save)
+
+
+def load_data(options: TrainOptions) -> Data:
+    """The data asked for, on the device.
+
+    Raises:
+        UserError: a folder or file is missing or is not what it should be.
+    """
+    if options.data != "stdlib":
+        return load(options.data, options.data_dir).to(options.device)
+    window, steps = options.window or WINDOW, options.epoch_steps or EPOCH_STEPS
+    return load_stdlib(options.package, window, steps).to(options.device)
+
+
+def make_run(options: TrainOptions, data: Data, weights: dict[str, Any] | None = None) -> Run:
+    """A run as asked for; ``weights`` as ``Run`` takes them.
+
+    Raises:
+        UserError: an option that only the optimizer can judge is out of range, or the weights do
+            not fit.
+    """
+    steps = options.epochs * data.steps(options.batch_size)
+    recipe = options.recipe
+    try:
+        return Run(
+            options.model_name, data, recipe, options.backend, options.seed, steps,
+            sizes=options.sizes, weights=weights,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"--optimizer {recipe.optimizer}: {error}") from error
+
+
 def run_train(options: TrainOptions) -> None:
     """Train one model with one optimizer and print a line per epoch.
 
@@ -159,62 +230,51 @@ def run_train(options: TrainOptions) -> None:
         BackendUnavailableError: the backend cannot run here.
     """
     check_device(options.device)
-    if options.save is not None and not options.save.absolute().parent.is_dir():
-        raise UserError(f"--save: there is no folder {options.save.parent}")
+    check_train(options)
     recipe = check_recipe(options.recipe)
     used = backend_in_use(recipe.optimizer, options.backend, options.device)
-    data = load(options.data, options.data_dir).to(options.device)
-    steps = options.epochs * steps_per_epoch(len(data.train), options.batch_size)
-    try:
-        run = Run(options.model, data, recipe, options.backend, options.seed, steps)
-    except ValueError as error:  # an option that only the optimizer can judge
-        raise UserError(f"--optimizer {recipe.optimizer}: {error}") from error
-    weights = sum(p.numel() for p in run.model.parameters())
+    weights = None
+    if options.load is not None:
+        weights = checkpoint.load_weights(options.load, options.model_name)
+    data = load_data(options)
+    run = make_run(options, data, weights)
+    count = sum(p.numel() for p in run.model.parameters())
     print(
-        f"{options.data}: {len(data.train)} training and {len(data.test)} test images; "
-        f"{options.model} with {weights:,} weights; {recipe.optimizer} on {used}"
+        f"{data.summary()}; {options.model_name} with {count:,} weights; "
+        f"{recipe.optimizer} on {used}"
     )
-    start = time.perf_counter()
+    if options.load is not None:
+        print(f"{options.load}: {run.result_text()}", flush=True)
+    result, start = "", time.perf_counter()
     for epoch, loss in enumerate(
         train(run, options.epochs, options.batch_size, options.seed), start=1
     ):
+        result = run.result_text()
         print(
-            f"epoch {epoch:>3}/{options.epochs}  loss {loss:.4f}  "
-            f"test accuracy {run.accuracy():.2f} %  zero weights {run.sparsity():.2f} %  "
-            f"{time.perf_counter() - start:.1f} s",
+            f"epoch {epoch:>3}/{options.epochs}  loss {loss:.4f}  {result}  "
+            f"zero weights {run.sparsity():.2f} %  {time.perf_counter() - start:.1f} s, "
+            f"{report.ms_text(run.whole_ms_per_step())} ms/step, "
+            f"peak memory {peak_memory(options.device) / 1e6:.0f} MB",
             flush=True,
         )
         start = time.perf_counter()
     saved = ""
     if options.save is not None:
-        _save(run, options)
+        checkpoint.save(run, _saved_options(options), options.save)
         saved = f"; saved to {options.save}"
     print(
-        f"{recipe.optimizer}: test accuracy {run.accuracy():.2f} %, zero weights "
+        f"{recipe.optimizer}: {result}, zero weights "
         f"{run.sparsity():.2f} %, training FLOPs {report.flops_text(run.flops_percent())}, "
         f"optimizer {report.ms_text(run.ms_per_step())} ms/step{saved}"
     )
 
 
-def _save(run: Run, options: TrainOptions) -> None:
-    """Model, optimizer and options; ``torch.load(weights_only=True)`` reads the file."""
-    assert options.save is not None
-    state = {
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "options": {
-            "data": options.data,
-            "model": options.model,
-            "optimizer": options.recipe.optimizer,
-            "seed": options.seed,
-            **options.recipe.all_options(),
-        },
+def _saved_options(options: TrainOptions) -> dict[str, Any]:
+    return {
+        "data": options.data,
+        "model": options.model_name,
+        "optimizer": options.recipe.optimizer,
+        "seed": options.seed,
+        **options.sizes,
+        **options.recipe.all_options(),
     }
-    if run.implicit is not None:
-        state["implicit"] = run.implicit.state_dict()
-    if run.sparse is not None:
-        state["sparse"] = run.sparse.scheduler.state_dict()
-    try:
-        torch.save(state, options.save)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        raise UserError(f"--save: cannot write {options.save}: {error}") from error

@@ -83,7 +83,7 @@ def compare(
             if done <= COMPARED_STEPS:
                 difference = max(difference, largest_difference(reference.model, fused.model))
             on_step()
-    device = data.mean.device.type
+    device = data.device.type
     return Row(
         model=plan.title,
         method=recipe.label,

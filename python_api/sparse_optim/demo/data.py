@@ -1,10 +1,11 @@
-"""Data sets as whole tensors: uint8 images in memory, normalised batch by batch."""
+"""What runs need of data, and image data sets as whole tensors, normalised batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +13,55 @@ from torch import Tensor
 from . import readers
 from ._support import UserError, require
 
-DATASETS = ("digits", "cifar10", "cifar100", "mnist")
+IMAGE_SETS = ("digits", "cifar10", "cifar100", "mnist")
+DATASETS = (*IMAGE_SETS, "stdlib")  # the last one is text.py's
+_EVAL_BATCH = 512
 _SPLIT_SEED = 0  # the split is part of the data set, not of the run
+
+
+class Data(Protocol):
+    """What a run needs of its data: ``Dataset`` holds images, ``text.TextData`` characters.
+
+    Samples and labels are given out as they are stored; ``inputs`` makes of samples what the model
+    takes.
+    """
+
+    @property
+    def name(self) -> str:
+        """In messages."""
+
+    @property
+    def classes(self) -> int:
+        """Number of labels."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+
+    def inputs(self, samples: Tensor) -> Tensor:
+        """What the model takes."""
+
+    def samples(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of at most ``count`` training samples, drawn at random."""
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training samples and labels of one epoch."""
+
+    def steps(self, size: int) -> int:
+        """Number of batches that ``batches`` gives."""
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of every test sample once, in order."""
+
+    def summary(self) -> str:
+        """What there is, for the first line of a run."""
+
+    def result_text(self, loss: float, accuracy: float) -> str:
+        """A result on the test samples, for the lines of a run."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +92,11 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.mean.device
+
     def to(self, device: str) -> Dataset:
         """The same data on another device."""
         train, test = (
@@ -56,11 +109,32 @@ class Dataset:
         """Normalised float32 images."""
         return (images.to(torch.float32) - self.mean) / self.std
 
-    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def samples(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of at most ``count`` training samples, drawn without repeats."""
+        chosen = torch.randperm(len(self.train), generator=generator)[:count].to(self.device)
+        return self.inputs(self.train.images[chosen]), self.train.labels[chosen]
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """``epoch_batches`` of the training split."""
+        return epoch_batches(self.train, size, generator)
+
+    def steps(self, size: int) -> int:
+        """Number of batches that ``batches`` gives."""
+        return steps_per_epoch(len(self.train), size)
+
+    def test_batches(self, size: int = _EVAL_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Every test sample once, in order."""
         for first in range(0, len(self.test), size):
             part = slice(first, first + size)
             yield self.inputs(self.test.images[part]), self.test.labels[part]
+
+    def summary(self) -> str:
+        """What there is."""
+        return f"{self.name}: {len(self.train)} training and {len(self.test)} test images"
+
+    def result_text(self, loss: float, accuracy: float) -> str:
+        """The accuracy; the loss is not told."""
+        return f"test accuracy {accuracy:.2f} %"
 
 
 def make_dataset(name: str, train: Split, test: Split, classes: int) -> Dataset:
@@ -103,10 +177,10 @@ def load_digits() -> Dataset:
 
 
 def load(name: str, folder: str | None) -> Dataset:
-    """Load a data set by name.
+    """Load a data set of images by name.
 
     Args:
-        name: one of ``DATASETS``.
+        name: one of ``IMAGE_SETS``.
         folder: where the files are; not for digits, which scikit-learn brings along.
 
     Raises:

@@ -14,7 +14,6 @@ from sparse_kernels import resolved_name
 from .. import (
     SAM,
     SSAM,
-    ZOSAM,
     AdaBreg,
     DynamicMask,
     FisherMask,
@@ -23,13 +22,19 @@ from .. import (
     MagnitudeMask,
     MaskPolicy,
     MeZO,
+    Pattern,
     RandomMask,
+    SmallMagnitudeMask,
     bregman_param_groups,
     sparse_init_,
 )
+from ._support import UserError
+from .eager_mezo import EagerMeZO
+from .zo_controls import SIGNS
 
 FISHER_SAMPLES = 128
-MASKS = ("fisher", "dynamic", "random", "magnitude")
+MASKS = ("fisher", "dynamic", "random", "magnitude", "small")
+WEIGHT_ONLY_MASKS = ("random", "magnitude", "small")  # those that take no gradient
 FORMS = ("explicit", "implicit")
 _OP_OF = {  # the operation that decides which backend a run is said to use
     "sgd": "linbreg_step_",
@@ -40,6 +45,7 @@ _OP_OF = {  # the operation that decides which backend a run is said to use
     "linbreg": "linbreg_step_",
     "adabreg": "adabreg_step_",
 }
+_EAGER = ("adamw", "mezo-eager")  # plain torch, for comparison: they have no backend
 
 # options of each optimizer with the defaults of `sparse-optim train`
 _SGD = {
@@ -56,8 +62,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **_SAM, "sparsity": 0.5, "mask": "fisher", "pattern": "unstructured", "axis": None,
         "form": "explicit", "norm": "dense",
     },
-    "zosam": {**_SGD, "rho": 0.05, "interval": 1, **_DIRECTIONS},
-    "mezo": {"lr": 1e-3, "weight_decay": 0.0, **_DIRECTIONS, "smoothing": 1e-3},
+    "zosam": {**_SGD, "rho": 0.05, "interval": 1, "sign": "uphill", **_DIRECTIONS},
+    "mezo": {
+        "lr": 1e-3, "weight_decay": 0.0, **_DIRECTIONS, "smoothing": 1e-3, "sparsity": 0.5,
+        "mask": None,
+    },
+    "mezo-eager": {"lr": 1e-3, "weight_decay": 0.0, "smoothing": 1e-3},
+    "adamw": {"lr": 1e-3, "weight_decay": 0.01},
     "linbreg": {"lr": 0.1, "momentum": 0.9, "lam": 0.1, **_BREGMAN},
     "adabreg": {"lr": 2e-3, "lam": 0.02, **_BREGMAN},
 }  # fmt: skip
@@ -131,7 +142,12 @@ def backend_in_use(optimizer: str, backend: str, device: str) -> str:
 
     Raises:
         BackendUnavailableError: it cannot run here.
+        UserError: a backend is asked for, and the optimizer has none.
     """
+    if optimizer in _EAGER:
+        if backend not in ("auto", "reference"):
+            raise UserError(f"--optimizer {optimizer} is plain torch: it has no backend {backend}")
+        return "torch"
     return resolved_name(_OP_OF[optimizer], backend, device, torch.float32)
 
 
@@ -172,6 +188,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
         if in_use == "reference":
             return torch.optim.SGD(params, **sgd)
         return LinBreg(params, **sgd, backend=backend)
+    if kind == "adamw":
+        return torch.optim.AdamW(params, **o)
+    if kind == "mezo-eager":
+        return EagerMeZO(params, **o, seed=seed)
     if kind in ("linbreg", "adabreg"):
         groups = bregman_param_groups(model, reg="l1", lam=o["lam"])
         shared = {k: o[k] for k in ("lr", "weight_decay", "delta", "coarse_steps")}
@@ -180,17 +200,30 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
         return LinBreg(groups, momentum=o["momentum"], **shared, backend=backend)
     common: dict[str, Any] = {"bn_modules": model, "backend": backend}
     if kind == "mezo":
-        return MeZO(params, **o, seed=seed, **common)
+        return _mezo(model, o, seed, common)
     common.update(sgd, rho=o["rho"], interval=o["interval"])
     base = torch.optim.SGD
     if kind == "zosam":
         directions = {k: o[k] for k in ("smoothing", "num_directions", "distribution")}
-        return ZOSAM(params, base, seed=seed, **directions, **common)
+        return SIGNS[o["sign"]](params, base, seed=seed, **directions, **common)
     common["adaptive"] = o["adaptive"]
     if kind == "sam" or o["form"] == "implicit":
         return SAM(params, base, **common)
     form = {"axis": o["axis"] or "in", **{k: o[k] for k in ("sparsity", "pattern", "norm")}}
     return SSAM(params, base, mask=make_policy(o["mask"]), seed=seed, **form, **common)
+
+
+def _mezo(model: nn.Module, o: dict[str, Any], seed: int, common: dict[str, Any]) -> MeZO:
+    """With a mask every tensor has its share of moving weights, chosen once from those it has."""
+    own = {k: v for k, v in o.items() if k not in ("sparsity", "mask")}
+    mask = None
+    if o["mask"] is not None:
+        policy, pattern = make_policy(o["mask"]), Pattern(per_layer=True)
+        mask = policy.compute(
+            list(model.parameters()), o["sparsity"], seed=seed, pattern=pattern,
+            names=[name for name, _ in model.named_parameters()],
+        )  # fmt: skip
+    return MeZO(model.parameters(), **own, seed=seed, weight_mask=mask, **common)
 
 
 def make_policy(name: str) -> MaskPolicy:
@@ -199,6 +232,8 @@ def make_policy(name: str) -> MaskPolicy:
         return FisherMask(num_samples=FISHER_SAMPLES)
     if name == "dynamic":
         return DynamicMask(end=1.0)
+    if name == "small":
+        return SmallMagnitudeMask()
     return RandomMask() if name == "random" else MagnitudeMask()
 
 

@@ -1,12 +1,14 @@
-"""One training run: steps, the optimizer's own time, FLOPs and test accuracy."""
+"""One training run: steps, the optimizer's own time, FLOPs, test loss and accuracy."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from .. import SAM, SSAM, ZOSAM, DynamicMask, ImplicitMask, MeZO, SparseFlops
 from . import models
-from .data import Dataset, epoch_batches
+from ._support import UserError
+from .data import Data
+from .eager_mezo import EagerMeZO
 from .methods import (
     FISHER_SAMPLES,
     Recipe,
@@ -25,7 +29,6 @@ from .methods import (
 from .sparse import SparseMethod
 
 _WARM_UP = 5  # steps that allocate state and fill caches
-_EVAL_BATCH = 512
 
 
 class Stopwatch:
@@ -70,15 +73,25 @@ class Run:
         backend: as the optimizers take it.
         seed: of the initial weights and random directions.
         total_steps: length of the cosine schedule that takes lr to 0.
+        sizes: as ``models.build`` takes them.
+        weights: the model's state to start from; None: new weights.
+
+    Raises:
+        ValueError: an option is out of range.
+        UserError: the weights do not fit the model.
     """
 
     def __init__(
-        self, model: str, data: Dataset, recipe: Recipe, backend: str, seed: int, total_steps: int
-    ) -> None:
-        device = data.mean.device
+        self, model: str, data: Data, recipe: Recipe, backend: str, seed: int, total_steps: int,
+        *, sizes: dict[str, int] | None = None, weights: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        device = data.device
         torch.manual_seed(seed)
-        self.model: nn.Module = models.build(model, data.shape, data.classes)
-        prepare_model(self.model, recipe, seed)
+        self.model: nn.Module = models.build(model, data.shape, data.classes, **(sizes or {}))
+        if weights is None:
+            prepare_model(self.model, recipe, seed)
+        else:
+            self._load(weights)
         self.model.to(device)
         self.data, self.recipe, self.total_steps = data, recipe, total_steps
         self.optimizer = build_optimizer(self.model, recipe, backend, seed)
@@ -91,16 +104,34 @@ class Run:
                 recipe.option("weight_distribution"), data=data, loss_fn=cross_entropy,
                 total_steps=total_steps, seed=seed, backend=backend,
             )  # fmt: skip
-        example = data.inputs(data.train.images[:1])
-        self.flops = SparseFlops(self.model, example, self.optimizer)
+        example, _ = next(iter(data.test_batches()))
+        self.flops = SparseFlops(self.model, example[:1], self.optimizer)
         self.mask_samples = 0
-        self.seconds: list[float] = []
-        self._watch = Stopwatch(device)
+        self.seconds: list[float] = []  # of the optimizer
+        self.step_seconds: list[float] = []
+        self._watch, self._whole = Stopwatch(device), Stopwatch(device)
+
+    def _load(self, weights: dict[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:  # its first line names the class, the others what is wrong
+            why = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"the loaded weights are of a model of another size or for other data: {why}"
+            ) from error
 
     # -- one step ----------------------------------------------------------------------------
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def step(self, samples: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch; return its loss, on the device."""
+        with self._whole.on():
+            loss = self._step(samples, labels)
+        self.seconds.append(self._watch.take())
+        self.step_seconds.append(self._whole.take())
+        self.flops.step(samples=len(labels))
+        return loss
+
+    def _step(self, samples: Tensor, labels: Tensor) -> Tensor:
         done = len(self.seconds)
         progress = done / self.total_steps
         if self.sparse is not None:
@@ -108,19 +139,16 @@ class Run:
             progress = self.sparse.progress(done)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.option("lr") * 0.5 * (1.0 + math.cos(math.pi * progress))
-        x = self.data.inputs(images)
+        x = self.data.inputs(samples)
         if isinstance(self.optimizer, SAM):
-            loss = self._sam_step(self.optimizer, x, labels)
-        elif isinstance(self.optimizer, ZOSAM):
-            loss = self._zosam_step(self.optimizer, x, labels)
-        elif isinstance(self.optimizer, MeZO):
+            return self._sam_step(self.optimizer, x, labels)
+        if isinstance(self.optimizer, ZOSAM):
+            return self._zosam_step(self.optimizer, x, labels)
+        if isinstance(self.optimizer, MeZO | EagerMeZO):
             with self._watch.on():
-                loss = self.optimizer.step(lambda: self._untimed_loss(x, labels))
-        else:
-            loss = self._backward(x, labels)
-            self._update()
-        self.seconds.append(self._watch.take())
-        self.flops.step(samples=len(labels))
+                return self.optimizer.step(lambda: self._untimed_loss(x, labels))
+        loss = self._backward(x, labels)
+        self._update()
         return loss
 
     def _backward(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -183,12 +211,9 @@ class Run:
         if masked is None:
             return
         if masked.policy.needs_data:
-            split = self.data.train
-            chosen = torch.randperm(len(split), generator=generator)[:FISHER_SAMPLES]
-            chosen = chosen.to(split.labels.device)
-            samples = (self.data.inputs(split.images[chosen]), split.labels[chosen])
+            samples = self.data.samples(FISHER_SAMPLES, generator)
             masked.update_mask(self.model, samples, cross_entropy)
-            self.mask_samples += len(chosen)
+            self.mask_samples += len(samples[1])
         elif isinstance(masked.policy, DynamicMask):
             masked.update_mask(len(self.seconds) / self.total_steps)
         else:
@@ -197,14 +222,29 @@ class Run:
     # -- results -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def accuracy(self) -> float:
-        """Per cent of the test images classified correctly."""
+    def evaluate(self, data: Data | None = None) -> tuple[float, float]:
+        """Mean loss on the test samples, the run's or those of other data, and per cent of their
+        labels foretold."""
+        data = self.data if data is None else data
         self.model.eval()
-        right = torch.zeros((), dtype=torch.int64, device=self.data.mean.device)
-        for x, labels in self.data.test_batches(_EVAL_BATCH):
-            right += (self.model(x).argmax(1) == labels).sum()
+        right = torch.zeros((), dtype=torch.int64, device=data.device)
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
+        count = 0
+        for x, labels in data.test_batches():
+            scores = self.model(x)
+            right += (scores.argmax(1) == labels).sum()
+            total += cross_entropy(scores, labels, reduction="sum")
+            count += labels.numel()
         self.model.train()
-        return 100.0 * int(right) / len(self.data.test)
+        return float(total) / count, 100.0 * int(right) / count
+
+    def accuracy(self, data: Data | None = None) -> float:
+        """Per cent of the test samples' labels foretold, the run's or those of other data."""
+        return self.evaluate(data)[1]
+
+    def result_text(self) -> str:
+        """What ``evaluate`` finds, as the data tell it."""
+        return self.data.result_text(*self.evaluate())
 
     @torch.no_grad()
     def sparsity(self) -> float:
@@ -237,10 +277,11 @@ class Run:
         """Training FLOPs in per cent of dense SGD on the same samples, mask passes included.
 
         None where ``SparseFlops`` would be wrong: around SGD and SAM it does not know weight masks
-        nor what finding them costs, and it counts two passes for steps that ``interval`` spares.
+        nor what finding them costs, it counts two passes for steps that ``interval`` spares, and
+        takes the eager MeZO for SGD.
         """
         spared = isinstance(self.optimizer, SAM) and self.optimizer.interval > 1
-        if self.sparse is not None or spared:
+        if self.sparse is not None or spared or isinstance(self.optimizer, EagerMeZO):
             return None
         report = self.flops.report()
         # a mask sample costs what a training sample does: forward, input and weight gradients
@@ -250,12 +291,19 @@ class Run:
     def ms_per_step(self) -> float:
         """Median milliseconds of optimizer work per step, over whole coarse-fine cycles."""
         cycle = int(self.recipe.all_options().get("coarse_steps", 0)) + 1
-        kept = self.seconds[_WARM_UP:] if len(self.seconds) >= _WARM_UP + cycle else self.seconds
-        cycle = min(cycle, len(kept))
-        means = [
-            statistics.fmean(kept[i : i + cycle]) for i in range(0, len(kept) - cycle + 1, cycle)
-        ]
-        return 1e3 * statistics.median(means)
+        return _median_ms(self.seconds, cycle)
+
+    def whole_ms_per_step(self) -> float:
+        """Median milliseconds of a whole step."""
+        return _median_ms(self.step_seconds)
+
+
+def _median_ms(seconds: list[float], cycle: int = 1) -> float:
+    """Median over whole cycles, without the first steps if there are others."""
+    kept = seconds[_WARM_UP:] if len(seconds) >= _WARM_UP + cycle else seconds
+    cycle = min(cycle, len(kept))
+    means = [statistics.fmean(kept[i : i + cycle]) for i in range(0, len(kept) - cycle + 1, cycle)]
+    return 1e3 * statistics.median(means)
 
 
 @torch.no_grad()
@@ -266,7 +314,7 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
 
 
 def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
-    """Train epoch by epoch.
+    """Train epoch by epoch; the last one ends early if the run was made for fewer steps.
 
     Args:
         run: new (mutated).
@@ -280,6 +328,8 @@ def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
     order, mask_order = (torch.Generator().manual_seed(seed) for _ in range(2))
     for _ in range(epochs):
         run.start_epoch(mask_order)
-        batches = epoch_batches(run.data.train, batch_size, order)
-        losses = [run.step(images, labels) for images, labels in batches]
+        batches = itertools.islice(
+            run.data.batches(batch_size, order), run.total_steps - len(run.seconds)
+        )
+        losses = [run.step(samples, labels) for samples, labels in batches]
         yield float(torch.stack(losses).mean())

@@ -21,7 +21,7 @@ from .. import (
     SparseTraining,
     class_balanced,
 )
-from .data import Dataset
+from .data import Data, Dataset
 
 METHODS = ("none", "snip", "grasp", "lth", "set", "dsr", "rigl", "mest")
 DYNAMIC = {"set": SET, "dsr": DSR, "rigl": RigL, "mest": MEST}
@@ -55,7 +55,7 @@ class SparseMethod:
 
     def __init__(
         self, name: str, model: nn.Module, optimizer: Optimizer, sparsity: float,
-        distribution: str | None, *, data: Dataset, loss_fn: Loss, total_steps: int, seed: int,
+        distribution: str | None, *, data: Data, loss_fn: Loss, total_steps: int, seed: int,
         backend: str,
     ) -> None:  # fmt: skip
         self.name, self.total_steps = name, total_steps
@@ -71,7 +71,7 @@ class SparseMethod:
             self.scheduler = LotteryTicket(model, optimizer, fraction, backend=backend)
         elif name == "snip":
             self.scheduler = snip = SNIP(model, optimizer, sparsity, **shared)
-            snip.prune(loss_fn, *self._samples(data, SNIP_SAMPLES))
+            snip.prune(loss_fn, *data.samples(SNIP_SAMPLES, self._order))
         elif name == "grasp":
             self.scheduler = grasp = GraSP(model, optimizer, sparsity, **shared)
             grasp.prune(self._balanced(data))
@@ -90,15 +90,12 @@ class SparseMethod:
             options["grow_grad"] = "perturbed"  # it takes no gradient at w
         return DYNAMIC[self.name](model, optimizer, sparsity, first_dense=False, **options)
 
-    def _samples(self, data: Dataset, count: int) -> tuple[Tensor, Tensor]:
-        split = data.train
-        chosen = torch.randperm(len(split), generator=self._order)[:count].to(split.labels.device)
-        return data.inputs(split.images[chosen]), split.labels[chosen]
-
-    def _balanced(self, data: Dataset) -> tuple[Tensor, Tensor]:
+    def _balanced(self, data: Data) -> tuple[Tensor, Tensor]:
+        if not isinstance(data, Dataset):
+            raise ValueError("grasp wants samples of every class: there are none of text")
         fewest = int(torch.bincount(data.train.labels, minlength=data.classes).min())
         return class_balanced(
-            self._samples(data, len(data.train)),
+            data.samples(len(data.train), self._order),
             per_class=min(GRASP_PER_CLASS, fewest), num_classes=data.classes,
         )  # fmt: skip
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .compare import total_steps
-from .data import Dataset
+from .data import Dataset, steps_per_epoch
 from .methods import PLANS, Plan, Recipe
 from .runner import Run, train
 from .sparse import DYNAMIC
@@ -39,10 +41,19 @@ class Case:
         """Name in tables."""
         return self.recipe.label
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells cases apart."""
+        return self.method, self.sparsity, *sorted(self.recipe.options.items())
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training run; per cents. ``perturbed`` is None for SGD."""
+    """One training run; per cents. ``perturbed`` is None for SGD.
+
+    ``corrupted`` is the accuracy by corruption of the test images, the mean over its amounts;
+    ``seconds`` is the time of all steps.
+    """
 
     case: Case
     seed: int
@@ -50,11 +61,22 @@ class Outcome:
     accuracy: float
     perturbed: float | None
     zeros: float
+    seconds: float = 0.0
+    corrupted: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def corrupted_mean(self) -> float | None:
+        """Mean over the corruptions; None without any."""
+        return statistics.fmean(self.corrupted.values()) if self.corrupted else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation over the seeds of one case."""
+    """Mean and sample standard deviation over the seeds of one case.
+
+    ``corrupted`` holds a mean per corruption, ``corrupted_mean`` and ``corrupted_deviation`` are
+    over the seeds of the mean over all of them.
+    """
 
     case: Case
     seeds: int
@@ -62,6 +84,10 @@ class Summary:
     deviation: float | None
     perturbed: float | None
     zeros: float
+    steps: int = 0
+    corrupted: dict[str, float] = field(default_factory=dict)
+    corrupted_mean: float | None = None
+    corrupted_deviation: float | None = None
 
 
 def plan_of(model: str, epochs: int | None) -> Plan:
@@ -70,9 +96,10 @@ def plan_of(model: str, epochs: int | None) -> Plan:
     return plan if epochs is None else replace(plan, epochs=epochs)
 
 
-def _case(
+def make_case(
     label: str, optimizer: str, lr: float, options: dict[str, Any], sparsity: float | None = None
 ) -> Case:
+    """A case with checked options; ``sparsity`` is a fraction here."""
     recipe = check_recipe(Recipe(label, optimizer, {"lr": lr, **options}))
     return Case(recipe, None if sparsity is None else 100.0 * sparsity)
 
@@ -80,10 +107,18 @@ def _case(
 def perturbation_cases(plan: Plan, sparsities: Sequence[float]) -> list[Case]:
     """SGD, SAM, and Sparse SAM at every sparsity; 2:4 has its own."""
     lr = float(next(r for r in plan.recipes if r.optimizer == "sam").option("lr"))
-    cases = [_case(name, name.lower(), lr, {}) for name in DENSE]
+    cases = [make_case(name, name.lower(), lr, {}) for name in DENSE]
     for label, options in _CURVES.items():
-        cases += [_case(label, "ssam", lr, {**options, "sparsity": s}, s) for s in sparsities]
-    return [*cases, _case("SSAM-F 2:4", "ssam", lr, {"mask": "fisher", "pattern": "2:4"}, 0.5)]
+        cases += [make_case(label, "ssam", lr, {**options, "sparsity": s}, s) for s in sparsities]
+    return [*cases, make_case("SSAM-F 2:4", "ssam", lr, {"mask": "fisher", "pattern": "2:4"}, 0.5)]
+
+
+def sparse_options(method: str, sparsity: float, distribution: str) -> dict[str, Any]:
+    """Options that make a recipe train with a sparse training method."""
+    options: dict[str, Any] = {"sparse_method": method, "weight_sparsity": sparsity}
+    if method in DYNAMIC:
+        options["weight_distribution"] = distribution
+    return options
 
 
 def training_cases(methods: Sequence[str], sparsity: float, distribution: str) -> list[Case]:
@@ -93,12 +128,12 @@ def training_cases(methods: Sequence[str], sparsity: float, distribution: str) -
     """
     cases = []
     for name in DENSE:
-        cases.append(_case(name, name.lower(), SPARSE_LR, {}))
+        cases.append(make_case(name, name.lower(), SPARSE_LR, {}))
         for method in methods:
-            options: dict[str, Any] = {"sparse_method": method, "weight_sparsity": sparsity}
-            if method in DYNAMIC:
-                options["weight_distribution"] = distribution
-            cases.append(_case(f"{name} + {method}", name.lower(), SPARSE_LR, options, sparsity))
+            options = sparse_options(method, sparsity, distribution)
+            cases.append(
+                make_case(f"{name} + {method}", name.lower(), SPARSE_LR, options, sparsity)
+            )
     return cases
 
 
@@ -117,7 +152,8 @@ def _perturbed(run: Run) -> float | None:
 
 def train_case(
     case: Case, plan: Plan, data: Dataset, backend: str, seed: int,
-    on_epoch: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[], None] = lambda: None, *, steps: int | None = None,
+    corrupted: Mapping[str, Sequence[Dataset]] | None = None,
 ) -> Outcome:  # fmt: skip
     """Train once; equal seeds start all methods at the same weights and give the same batches.
 
@@ -128,12 +164,23 @@ def train_case(
         backend: as the optimizers take it.
         seed: of weights, data order, masks and mask samples.
         on_epoch: called after every epoch.
+        steps: of the run, its schedules as long; default the plan's epochs.
+        corrupted: test images to measure the accuracy on after training, by corruption.
     """
-    steps = total_steps(plan, len(data.train))
+    steps = total_steps(plan, len(data.train)) if steps is None else steps
     run = Run(plan.model, data, case.recipe, backend, seed, steps)
-    for _ in train(run, plan.epochs, plan.batch_size, seed):
+    epochs = math.ceil(steps / steps_per_epoch(len(data.train), plan.batch_size))
+    start = time.perf_counter()
+    for _ in train(run, epochs, plan.batch_size, seed):
         on_epoch()
-    return Outcome(case, seed, steps, run.accuracy(), _perturbed(run), run.sparsity())
+    seconds = time.perf_counter() - start
+    found = {
+        name: statistics.fmean([run.accuracy(part) for part in parts])
+        for name, parts in (corrupted or {}).items()
+    }
+    return Outcome(
+        case, seed, steps, run.accuracy(), _perturbed(run), run.sparsity(), seconds, found
+    )
 
 
 def run_cases(
@@ -147,27 +194,44 @@ def run_cases(
             yield train_case(case, plan, data, backend, seed, progress)
 
 
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and the standard deviation of a sample (n - 1); None for one value.
+
+    Example:
+        >>> spread([1.0, 3.0])
+        (2.0, 1.4142135623730951)
+    """
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
 def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
     """One summary per case, in the order of the outcomes.
 
     The deviation is that of a sample (n - 1); None for one seed.
     """
-    by_case: dict[tuple[str, float | None], list[Outcome]] = {}
+    by_case: dict[tuple[Any, ...], list[Outcome]] = {}
     for outcome in outcomes:
-        key = (outcome.case.method, outcome.case.sparsity)
-        by_case.setdefault(key, []).append(outcome)
+        by_case.setdefault(outcome.case.key, []).append(outcome)
     summaries = []
     for own in by_case.values():
-        values = [o.accuracy for o in own]
+        mean, deviation = spread([o.accuracy for o in own])
         perturbed = [o.perturbed for o in own if o.perturbed is not None]
+        corrupted = [o.corrupted_mean for o in own if o.corrupted_mean is not None]
         summaries.append(
             Summary(
                 case=own[0].case,
                 seeds=len(own),
-                mean=statistics.fmean(values),
-                deviation=statistics.stdev(values) if len(values) > 1 else None,
+                mean=mean,
+                deviation=deviation,
                 perturbed=statistics.fmean(perturbed) if perturbed else None,
                 zeros=statistics.fmean([o.zeros for o in own]),
+                steps=own[0].steps,
+                corrupted={
+                    name: statistics.fmean([o.corrupted[name] for o in own])
+                    for name in own[0].corrupted
+                },
+                corrupted_mean=statistics.fmean(corrupted) if corrupted else None,
+                corrupted_deviation=spread(corrupted)[1] if corrupted else None,
             )
         )
     return summaries

@@ -67,7 +67,8 @@ def run_study(options: StudyOptions) -> None:
         f"{options.device}, {options.threads} thread(s)",
         highlight=False,
     )
-    facts = study_report.provenance(used, options.command)  # of the source as it is at the start
+    # of the source as it is at the start
+    facts = study_report.provenance(used, options.command, options.device)
     start = time.perf_counter()
     outcomes = _train([*cases, *more], plan, data, options, console)
     seconds = time.perf_counter() - start
@@ -79,7 +80,7 @@ def run_study(options: StudyOptions) -> None:
         written += _report(part, plan, facts, folder, name, console)
     written.append(folder / "study.png")
     summaries = study.summarise(parts["study"])
-    _guarded(folder, study_report.plot_study, summaries, plan, len(data.test), written[-1])
+    guarded(folder, study_report.plot_study, summaries, plan, len(data.test), written[-1])
     console.print(
         f"Mean and sample standard deviation of the test accuracy in per cent; one of the "
         f"{len(data.test)} test images is {100.0 / len(data.test):.2f} %.",
@@ -120,11 +121,12 @@ def _report(
         study_report.summary_records(summaries, plan),
     ]
     for path, records in zip(paths, tables, strict=True):
-        _guarded(folder, study_report.write_records, records, facts, path)
+        guarded(folder, study_report.write_records, records, facts, path)
     return paths
 
 
-def _guarded(folder: Path, write: Any, *args: Any) -> None:
+def guarded(folder: Path, write: Any, *args: Any) -> None:
+    """Call ``write``; a file that cannot be written is the user's to put right."""
     try:
         write(*args)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from sparse_kernels import __version__
 
 from ._support import require
+from .machine import machine_name
 from .methods import Plan
 from .plots import STYLE
 from .study import DENSE, Case, Outcome, Summary
@@ -46,13 +48,15 @@ def commit() -> str:
         return ""
 
 
-def provenance(backend: str, command: str) -> dict[str, str]:
+def provenance(backend: str, command: str, device: str = "cpu") -> dict[str, str]:
     """What made a table: the last columns of each of its lines."""
     return {
         "backend": backend,
+        "machine": machine_name(device),
         "torch": torch.__version__,
         "version": __version__,
         "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
         "command": command,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import Pattern
 from ._support import UserError
-from .methods import OPTIONS, Plan, Recipe
+from .methods import OPTIONS, WEIGHT_ONLY_MASKS, Plan, Recipe
 from .sparse import DYNAMIC
 
 CHOICES = (
@@ -20,7 +20,7 @@ Test = Callable[[dict[str, Any]], bool]
 
 
 def _grouped(o: dict[str, Any]) -> bool:
-    return bool(Pattern(o["pattern"]).m)
+    return bool(Pattern(o.get("pattern", "unstructured")).m)
 
 
 # option, whether the others allow it, why not
@@ -31,6 +31,7 @@ _NEEDS: tuple[tuple[str, Test, str], ...] = (
         lambda o: not _grouped(o),
         "is no option of --pattern {pattern}, which says itself how many are perturbed",
     ),
+    ("sparsity", lambda o: o["mask"] is not None, "needs --mask"),
     (
         "norm",
         lambda o: o["form"] == "explicit",
@@ -59,6 +60,11 @@ def check_recipe(recipe: Recipe) -> Recipe:
     for option, allows, why in _NEEDS:
         if option in recipe.options and option in OPTIONS[recipe.optimizer] and not allows(o):
             raise UserError(f"--{option.replace('_', '-')} {why.format(**o)}")
+    if recipe.optimizer == "mezo" and o["mask"] not in (None, *WEIGHT_ONLY_MASKS):
+        raise UserError(
+            f"--mask {o['mask']} scores with gradients, and --optimizer mezo takes none: choose "
+            f"{', '.join(WEIGHT_ONLY_MASKS)}"
+        )
     if o.get("mask") == "dynamic" and o["pattern"] != "unstructured":
         raise UserError(
             f"--mask dynamic exchanges single entries: it has no --pattern {o['pattern']}"
