@@ -63,7 +63,7 @@ def gathered_anew(params: Sequence[Tensor]) -> Iterator[None]:
     seen: dict[nn.Module, None] = {}
 
     def reshard(module: nn.Module, args: Any) -> None:
-        if module in seen:  # it has gathered for this forward, or is about to be reached by it
+        if module in seen:  # reached within another, or once more: it has what it needs
             return
         fresh = [m for m in module.modules() if m not in seen]
         seen.update(dict.fromkeys(fresh))

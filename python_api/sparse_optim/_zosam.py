@@ -83,6 +83,11 @@ class ZOSAM(ZeroOrderPerturbing):
         default smoothing is near the noise of the forward (``sign_check`` measures it). While a
         CUDA graph is captured ``pair_rng`` must be False.
 
+        Several processes: under DistributedDataParallel the loss closure calls the module itself
+        (the wrapper's forward communicates). With ``fully_shard`` it calls the sharded module;
+        weights that a forward gathered and kept, as the root does, are given up before and after
+        each one of a probe.
+
         Gradient accumulation: probe once and hold w + e for all backwards, or probe again for each
         micro-batch, which restores first; gradients add up either way.
 

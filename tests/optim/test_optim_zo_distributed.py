@@ -162,8 +162,8 @@ def test_signs_are_checked_against_the_mean_gradient(ranks, backend, case, havin
 
 @pytest.mark.parametrize("case", SHARD_CASES)
 def test_property_8_directions_of_shards_are_those_of_the_whole(ranks, backend, case):
-    m, distribution, masked = case
-    tensors, masks = whole(masked)
+    m, distribution, density = case
+    tensors, masks = whole(density)
     alone = shard_run(tensors, backend, m, distribution, masks)
     exact = distribution != "sphere"  # whose scale is a sum over the shards
     words = None if masks is None else list(BitMask.from_bool(masks).words)

@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "auto")
 WORLD, STEPS, RHO, LR = 2, 3, 0.3, 0.1
 SHAPES = ((9, 7), (33,), (40, 11), (3, 5))
 ROWS = (4, 20, 0, 3)  # of each, held by rank 0; rank 1 has the others: both have an empty shard
 UIDS = (5, 2**32 - 1, 0, 77)
-SHARD_CASES = list(itertools.product((1, 3), ("normal", "rademacher", "sphere"), (False, True)))
+DENSITIES = (None, 0.6, 0.3)  # of weight masks; below one half the backup is packed
+SHARD_CASES = list(itertools.product((1, 3), ("normal", "rademacher", "sphere"), DENSITIES))
 SIGNS, SIGN_SMOOTHING = 25, 2.0  # so large that curvature decides about some directions
 FSDP_CASES = ("root", "layers", "kept", "resharded")
 
@@ -177,14 +178,14 @@ def shard_run(tensors, backend, m, distribution, masks, **own):
     return {**seen, "points": points, "mezo": [p.detach().clone() for p in params]}
 
 
-def whole(masked):
+def whole(density):
     """Tensors and masks, not split."""
     tensors = [p.detach() for p in make_params(SHAPES)]
-    return tensors, random_masks(tensors, 0.6) if masked else None
+    return tensors, None if density is None else random_masks(tensors, density)
 
 
-def sharded(rank, backend, m, distribution, masked):
-    tensors, masks = whole(masked)
+def sharded(rank, backend, m, distribution, density):
+    tensors, masks = whole(density)
     mine, firsts = part(tensors, rank)
     kept = None if masks is None else part(masks, rank)[0]
     return shard_run(mine, backend, m, distribution, kept, firsts=firsts,
