@@ -180,9 +180,11 @@ def _scale(axis: Any) -> None:
 
 
 def _save(figure: Any, axis: Any, path: Path) -> None:
+    """Write the picture with one legend below, in as many columns as are sure to fit."""
     (pyplot,) = require("matplotlib.pyplot")
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    columns = max(1, int(figure.get_figwidth() / 1.6))  # inches
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
 
@@ -244,6 +246,8 @@ def plot_radius(summaries: Sequence[Summary], path: Path) -> None:
                     [v[1] for v in values], marker="o", capsize=3, label=name, color=color,
                 )  # fmt: skip
             axis.set_xscale("log")
+            rhos = {s.case.recipe.option("rho") for s in summaries if s is not reference}
+            axis.set_xticks(sorted(rhos), [f"{rho:g}" for rho in sorted(rhos)])
             axis.set_xlabel("radius rho")
             axis.set_ylabel(f"wrong {'' if what == 'clean' else 'corrupted '}test images, %")
             _scale(axis)
