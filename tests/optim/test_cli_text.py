@@ -111,7 +111,8 @@ def test_a_file_of_another_model_is_refused(pretrained, tmp_path, capsys):
     assert "size mismatch for head.1.weight" in wide or "head.1.bias" in wide
     (tmp_path / "text").write_text("no weights")
     torch.save([1, 2], tmp_path / "list")
-    for name in ("text", "list"):
+    torch.save({"options": {"model": "transformer"}, "model": [1, 2]}, tmp_path / "half")
+    for name in ("text", "list", "half"):
         assert "was not written by --save" in failure(tune(str(tmp_path / name)), capsys)
 
 
