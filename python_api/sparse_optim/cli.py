@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .demo import arguments, zo_arguments
+from .demo import arguments, mezo_arguments, zo_arguments
 
 PROGRAM = "sparse-optim"
 FAILED = 2  # exit code for anything the user can put right
@@ -128,35 +128,6 @@ def _add_study(commands: Any) -> None:
     arguments.add_place(study, "of the optimizers' kernels (default auto: the fastest there is)")
 
 
-def _add_study_mezo(commands: Any) -> None:
-    study = commands.add_parser(
-        "study-mezo", allow_abbrev=False, help="gradient-free fine-tuning of a transformer on text",
-        description="Fine-tunes a pretrained character model on a package of the standard library "
-        "with MeZO on all weights, on the smallest of every tensor (Sparse-MeZO), and with the "
-        "published implementation, each from the same weights on the same windows. Prints held-out "
-        "loss, time and memory, and writes them as CSV, with a picture. The weights come from "
-        f"`{PROGRAM} train --data stdlib --optimizer adamw --save FILE`.",
-    )  # fmt: skip
-    add = study.add_argument
-    add("--load", type=Path, required=True, metavar="FILE", help="the pretrained model")
-    add(
-        "--out", type=Path, default=Path("out/study-mezo"), metavar="FOLDER",
-        help="where the tables and the picture go (default out/study-mezo)",
-    )  # fmt: skip
-    add("--seeds", type=arguments.integer(1), default=1, metavar="N", help="0 to N-1 (default 1)")
-    arguments.add_text(study, package="encodings")
-    arguments.add_sizes(study, "as saved; default 256 and 4")
-    add("--epochs", type=arguments.integer(1), default=5, metavar="N", help="default 5")
-    add("--batch-size", type=arguments.integer(1), default=16, metavar="N", help="default 16")
-    arguments.add_options(study, ("lr", "smoothing", "weight_decay"))
-    add(
-        "--sparsity", type=arguments.number(0.0, 1.0), default=0.5, metavar="X",
-        help="fraction of every tensor that the masked runs leave alone (default 0.5)",
-    )  # fmt: skip
-    add("--threads", type=arguments.integer(1), metavar="N", help="CPU threads (default: torch's)")
-    arguments.add_place(study, "of the fused runs (default auto: the fastest there is)")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from sparse_kernels import __version__
@@ -173,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_study(commands)
     zo_arguments.add_study(commands)
-    _add_study_mezo(commands)
+    mezo_arguments.add_study(commands, PROGRAM)
     return parser
 
 
@@ -213,24 +184,6 @@ def _study_options(parser: argparse.ArgumentParser, args: argparse.Namespace, li
     )  # fmt: skip
 
 
-def _study_mezo_options(args: argparse.Namespace, line: str) -> Any:
-    from .demo.commands import TrainOptions
-    from .demo.methods import Recipe
-    from .demo.mezo_study import MezoStudyOptions
-
-    given = {k: v for k, v in arguments.given_options(args).items() if k != "sparsity"}
-    shared = TrainOptions(
-        recipe=Recipe("shared", "mezo", given), data="stdlib", package=args.package,
-        window=args.window, epoch_steps=args.epoch_steps, sizes=arguments.given_sizes(args),
-        epochs=args.epochs, batch_size=args.batch_size, device=args.device, backend=args.backend,
-        load=args.load,
-    )  # fmt: skip
-    return MezoStudyOptions(
-        out=args.out, command=line, shared=shared, sparsity=args.sparsity, seeds=args.seeds,
-        threads=args.threads,
-    )  # fmt: skip
-
-
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -251,7 +204,7 @@ def _run(argv: Sequence[str] | None) -> None:
         given = {name: value for name, value in vars(args).items() if name != "command"}
         zo_command.run_zo_study(zo_command.ZoStudyOptions(command=line, **given))
     elif args.command == "study-mezo":
-        mezo_study.run_mezo_study(_study_mezo_options(args, line))
+        mezo_study.run_mezo_study(mezo_arguments.study_options(args, line))
     else:
         study_command.run_study(_study_options(parser, args, line))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from sparse_optim import cli
-from test_cli import failure
+from test_cli import failure, help_of
 from text_cases import small_stdlib
 
 SIZE = ["--width", "16", "--depth", "1", "--window", "12", "--epoch-steps", "4", "--epochs", "2"]
@@ -111,7 +111,8 @@ def test_a_file_of_another_model_is_refused(pretrained, tmp_path, capsys):
     assert "size mismatch for head.1.weight" in wide or "head.1.bias" in wide
     (tmp_path / "text").write_text("no weights")
     torch.save([1, 2], tmp_path / "list")
-    for name in ("text", "list"):
+    torch.save({"options": {"model": "transformer"}, "model": [1, 2]}, tmp_path / "half")
+    for name in ("text", "list", "half"):
         assert "was not written by --save" in failure(tune(str(tmp_path / name)), capsys)
 
 
@@ -177,6 +178,20 @@ def test_study_writes_what_it_measures(pretrained, tmp_path, capsys):
 )
 def test_study_mistake_gets_one_line(line, says, capsys):
     assert says in failure(line.split(), capsys)
+
+
+def test_study_explains_its_options(capsys):
+    text = help_of(["study-mezo"], capsys)
+    for option in ("--load", "--out", "--seeds", "--package", "--sparsity", "--smoothing"):
+        assert option in text
+    assert "default 0.0005" in text
+    assert "study-mezo" in help_of([], capsys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_study_names_the_missing_device(pretrained, capsys):
+    argv = ["study-mezo", "--load", pretrained[0], "--device", "cuda"]
+    assert "no CUDA device" in failure(argv, capsys)
 
 
 @pytest.mark.parametrize("module", ["rich.progress", "matplotlib.pyplot"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from demo_cases import few_digits
 from sparse_optim.demo import compare as compare_module
-from sparse_optim.demo import data, methods, plots, report, runner
+from sparse_optim.demo import data, methods, plots, report, runner, stopwatch
 from sparse_optim.demo._support import UserError, require
 
 
@@ -66,8 +67,8 @@ def test_accuracy_counts_right_answers():
 
 def test_stopwatch_leaves_out_what_is_switched_off(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
-    watch = runner.Stopwatch(torch.device("cpu"))
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
+    watch = stopwatch.Stopwatch(torch.device("cpu"))
     clock[0] += 100.0
     with watch.on():
         clock[0] += 1.0
@@ -78,21 +79,24 @@ def test_stopwatch_leaves_out_what_is_switched_off(monkeypatch):
     assert watch.take() == 0.0
 
 
-def test_probe_time_excludes_forwards(monkeypatch):
+@pytest.mark.parametrize(("optimizer", "forwards"), [("zosam", 3), ("mezo", 2), ("mezo-eager", 2)])
+def test_probe_time_excludes_forwards(optimizer, forwards, monkeypatch):
     """A slow model does not make the optimizer slow."""
     small = few_digits(32, 32)
-    run = runner.Run("cnn", small, methods.Recipe("x", "zosam"), "auto", 0, 1)
+    run = runner.Run("cnn", small, methods.Recipe("x", optimizer), "auto", 0, 1)
     slow, forward = [0], run.model.forward
 
     def slow_forward(x):
-        runner.time.sleep(0.2)
+        time.sleep(0.2)
         slow[0] += 1
         return forward(x)
 
     monkeypatch.setattr(run.model, "forward", slow_forward)
     run.step(small.train.images, small.train.labels)
-    assert slow[0] == 3  # two probes and the training forward
+    assert slow[0] == forwards  # two probes, and the training forward of zosam
     assert run.seconds[0] < 0.2
+    assert run.step_seconds[0] >= 0.2 * forwards
+    assert run.whole_ms_per_step() == 1e3 * run.step_seconds[0]
 
 
 def test_ms_per_step_is_the_median_of_cycle_means():

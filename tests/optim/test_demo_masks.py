@@ -17,6 +17,7 @@ from sparse_optim import (
     FisherMask,
     MagnitudeMask,
     RandomMask,
+    SmallMagnitudeMask,
     live_count,
 )
 from sparse_optim.demo import compare, data, mask_plot, methods, plots, variants
@@ -27,6 +28,7 @@ POLICIES = {
     "dynamic": DynamicMask,
     "random": RandomMask,
     "magnitude": MagnitudeMask,
+    "small": SmallMagnitudeMask,
 }
 
 

@@ -11,7 +11,9 @@ from sparse_optim import (
     BitMask,
     FisherMask,
     MagnitudeMask,
+    Pattern,
     RandomMask,
+    SmallMagnitudeMask,
     live_count,
     select_top,
 )
@@ -25,7 +27,7 @@ def test_property_17_exact_live_counts(numel, sparsity):
     k = numel - int(np.floor(np.float64(numel) * sparsity + 0.5))
     assert live_count(numel, sparsity) == k
     params = [torch.randn(numel // 3), torch.randn(numel - numel // 3)]
-    for policy in (RandomMask(), MagnitudeMask()):
+    for policy in (RandomMask(), MagnitudeMask(), SmallMagnitudeMask()):
         mask = policy.compute(params, sparsity)
         assert mask.live == k
         assert mask.numel == numel
@@ -202,3 +204,33 @@ def test_sparse_and_complex_gradients_are_refused():
     with pytest.raises(RuntimeError, match="layout"):
         opt.first_step()
     assert torch.equal(table.weight, before)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_small_magnitudes_are_the_first_of_the_order(per_layer):
+    params = [torch.randn(40, 5), torch.randn(33) * 0.1, torch.zeros(8), torch.randn(3).bfloat16()]
+    params[0][3] = torch.tensor([0.0, -0.0, 1e-40, float("-1e30"), 1.0])
+    before = [p.clone() for p in params]
+    pattern = Pattern(per_layer=per_layer)
+    masks = SmallMagnitudeMask().compute(params, 0.7, pattern=pattern).to_bool()
+    parts = [[i] for i in range(4)] if per_layer else [list(range(4))]
+    for part in parts:
+        sizes = torch.cat([params[i].double().abs().flatten() for i in part])
+        chosen = torch.cat([masks[i].flatten() for i in part])
+        order = sizes.argsort(stable=True)  # ties: the first in order
+        k = live_count(len(sizes), 0.7)
+        assert chosen[order[:k]].all()
+        assert not chosen[order[k:]].any()
+    assert all(torch.equal(b, p) for b, p in zip(before, params, strict=True))
+    with pytest.raises(ValueError, match="takes no data"):
+        SmallMagnitudeMask().compute(params, 0.7, "data")
+
+
+def test_small_and_large_magnitudes_share_no_entry():
+    params = [torch.randn(50, 7), torch.randn(31)]
+    small = SmallMagnitudeMask().compute(params, 0.25)
+    large = MagnitudeMask().compute(params, 0.75)
+    assert (small & large).live == 0
+    assert small.live + large.live == 381
+    with pytest.raises(ValueError, match="not finite"):
+        SmallMagnitudeMask().compute([torch.tensor([1.0, float("nan")])], 0.5)

@@ -51,10 +51,17 @@ def load_weights(path: Path, model: str) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found, weights = state["options"]["model"], state["model"]
+        found, weights = state["options"]["model"], dict(state["model"])
     except OSError as error:
         raise UserError(f"--load: cannot read {path}: {error.strerror}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"--load: {path} was not written by --save") from error
     if found != model:
         raise UserError(f"--load: {path} holds a {found}, not a {model}")

@@ -272,6 +272,7 @@ def run_train(options: TrainOptions) -> None:
 def _saved_options(options: TrainOptions) -> dict[str, Any]:
     return {
         "data": options.data,
+        "package": options.package,
         "model": options.model_name,
         "optimizer": options.recipe.optimizer,
         "seed": options.seed,

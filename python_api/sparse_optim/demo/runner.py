@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,40 +25,7 @@ from .methods import (
     prepare_model,
 )
 from .sparse import SparseMethod
-
-_WARM_UP = 5  # steps that allocate state and fill caches
-
-
-class Stopwatch:
-    """Adds up the time inside ``on()`` blocks without that of ``off()`` blocks inside them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._total = 0.0
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        """Count the block."""
-        start = self._now()
-        yield
-        self._total += self._now() - start
-
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
-        """Leave the block out of the ``on()`` block around it."""
-        start = self._now()
-        yield
-        self._total -= self._now() - start
-
-    def take(self) -> float:
-        """Seconds since the last call."""
-        total, self._total = self._total, 0.0
-        return total
+from .stopwatch import Stopwatch, median_ms
 
 
 class Run:
@@ -291,19 +256,11 @@ class Run:
     def ms_per_step(self) -> float:
         """Median milliseconds of optimizer work per step, over whole coarse-fine cycles."""
         cycle = int(self.recipe.all_options().get("coarse_steps", 0)) + 1
-        return _median_ms(self.seconds, cycle)
+        return median_ms(self.seconds, cycle)
 
     def whole_ms_per_step(self) -> float:
         """Median milliseconds of a whole step."""
-        return _median_ms(self.step_seconds)
-
-
-def _median_ms(seconds: list[float], cycle: int = 1) -> float:
-    """Median over whole cycles, without the first steps if there are others."""
-    kept = seconds[_WARM_UP:] if len(seconds) >= _WARM_UP + cycle else seconds
-    cycle = min(cycle, len(kept))
-    means = [statistics.fmean(kept[i : i + cycle]) for i in range(0, len(kept) - cycle + 1, cycle)]
-    return 1e3 * statistics.median(means)
+        return median_ms(self.step_seconds)
 
 
 @torch.no_grad()
