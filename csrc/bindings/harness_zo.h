@@ -16,8 +16,8 @@ using phases::Drawn;
 constexpr int64_t kStreamKey = 0x123456789abcdef;
 
 // Number `i` of direction k, from the one call that holds it.
-inline float direction(const Directions<float>& stream, uint32_t uid, int k, int64_t i) {
-  const RoundKeys keys = round_keys(uint64_t(*stream.key));
+inline float direction(const Directions<float>& stream, const RoundKeys& keys, uint32_t uid, int k,
+                       int64_t i) {
   const int per_call = stream.signs ? kSignsPerBlock : kNormalsPerBlock;
   const auto call = uint64_t(i / per_call);
   const Words w = stream.rounds == 7 ? philox<7>(call, uid, stream.direction(k), keys)
@@ -33,6 +33,7 @@ template <class Numbers>
 struct Coefficients {
   std::vector<float> coef;
   Directions<float> stream;
+  RoundKeys keys = round_keys(uint64_t(kStreamKey));
 
   explicit Coefficients(int q) {
     for (int k = 0; k < q; ++k) coef.push_back(0.5f + float(k));
@@ -43,7 +44,7 @@ struct Coefficients {
   float sum(size_t t, int64_t i) const {
     float s = 0;
     for (int k = 0; k < stream.q; ++k) {
-      s = fma(coef[size_t(k)], direction(stream, uint32_t(t), k, i), s);
+      s = fma(coef[size_t(k)], direction(stream, keys, uint32_t(t), k, i), s);
     }
     return s;
   }
