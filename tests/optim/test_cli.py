@@ -112,13 +112,18 @@ def test_options_of_other_optimizers_are_refused(optimizer, capsys):
         "distribution": "normal", "num_directions": "1", "coarse_steps": "1", "interval": "2",
         "mask": "random", "pattern": "row", "axis": "in", "form": "explicit", "norm": "dense",
         "sparse_method": "snip", "weight_distribution": "er", "sign": "random",
+        "restore": "replay",
     }  # fmt: skip
     foreign = {name for options in methods.OPTIONS.values() for name in options}
     foreign -= set(methods.OPTIONS[optimizer])
     assert foreign
     for name in foreign:
         option = "--" + name.replace("_", "-")
-        given = [option] if name == "adaptive" else [option, values.get(name, "0.5")]
+        given = (
+            [option]
+            if name in ("adaptive", "forward_difference")
+            else [option, values.get(name, "0.5")]
+        )
         message = failure(["train", "--optimizer", optimizer, *given], capsys)
         assert f"{option} is no option of --optimizer {optimizer}, which has --lr" in message
 

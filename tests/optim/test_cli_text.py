@@ -132,12 +132,12 @@ def test_study_writes_what_it_measures(pretrained, tmp_path, capsys):
         assert str(out / "mezo.png") in text.splitlines()[-1]
         tables.append((read(out / "mezo.csv"), read(out / "mezo_curve.csv")))
     rows, curve = tables[0]
-    names = ["MeZO", "MeZO, smallest 25 %", "MeZO as published"]
+    names = ["MeZO", "MeZO, smallest 25 %", "MeZO, replay", "MeZO as published"]
     assert [(r["method"], r["seed"]) for r in rows] == [(n, s) for s in "01" for n in names]
-    assert [r["moved_percent"][:4] for r in rows[:3]] == ["100.", "25.0", "100."]
-    assert [r["backend"] for r in rows[:3]] == ["cpp", "cpp", "torch"]
+    assert [r["moved_percent"][:4] for r in rows[:4]] == ["100.", "25.0", "100.", "100."]
+    assert [r["backend"] for r in rows[:4]] == ["cpp", "cpp", "cpp", "torch"]
     assert len({r["held_out_loss_before"] for r in rows}) == 1
-    assert len({r["held_out_loss_after"] for r in rows}) == 6
+    assert len({r["held_out_loss_after"] for r in rows if r["method"] != "MeZO, replay"}) == 6
     for row in rows:
         own = [c for c in curve if (c["method"], c["seed"]) == (row["method"], row["seed"])]
         assert [c["step"] for c in own] == ["0", "4", "8"]
@@ -155,10 +155,12 @@ def test_study_writes_what_it_measures(pretrained, tmp_path, capsys):
         assert row["date"]
         assert row["bits_per_character_after"] in text
     weights = 4 * sum(w.numel() for w in torch.load(path, weights_only=True)["model"].values())
-    added = {r["method"]: int(r["added_bytes_step"]) for r in rows[:3]}
+    added = {r["method"]: int(r["added_bytes_step"]) for r in rows[:4]}
     forward = {int(r["added_bytes_forward"]) for r in rows}
     assert len(forward) == 1
     assert weights <= added["MeZO"] <= weights + max(forward) + 20_000  # the backup and a forward
+    assert added["MeZO, replay"] <= max(forward) + 20_000
+    assert added["MeZO, smallest 25 %"] < added["MeZO"]
     for part in (0, 1):
         timeless = [
             [{k: v for k, v in r.items() if k != "command" and not k.startswith("ms_")} for r in t]

@@ -114,7 +114,12 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("norm", {"choices": ("dense", "masked")}, "of the explicit perturbation"),
     ("smoothing", {"type": number(0.0, strict=True)}, "length of the finite difference"),
     ("num-directions", {"type": integer(1), "metavar": "N"}, "random directions per step"),
-    ("distribution", {"choices": ("normal", "rademacher")}, "of the random directions"),
+    ("distribution", {"choices": ("normal", "rademacher", "sphere")}, "of the random directions"),
+    ("restore", {"choices": ("exact", "replay")},
+     "how the weights come back: from a copy, or by drawing the moves again, which takes no memory "
+     "and lets float32 weights drift by rounding"),
+    ("forward-difference", {"action": "store_const", "const": True},
+     "slopes from the losses at w and on one side: N + 1 forwards instead of 2 N"),
     ("sign", {"choices": tuple(SIGNS)},
      "of the perturbation: uphill as probed; downhill and random (no probes) are controls"),
     ("sparse-method", {"choices": METHODS},
@@ -139,6 +144,7 @@ _DEFAULT_WORDS = {
     "axis": "in; out for the implicit form",
     "weight_distribution": "erk for set and rigl, uniform for dsr and mest",
     "adaptive": "off",
+    "forward_difference": "off",
     "mask": "all weights",
 }
 

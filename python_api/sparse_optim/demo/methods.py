@@ -53,7 +53,9 @@ _SGD = {
     "sparse_method": "none", "weight_sparsity": 0.9, "weight_distribution": None,
 }  # fmt: skip
 _SAM = {**_SGD, "rho": 0.05, "adaptive": False, "interval": 1}
-_DIRECTIONS = {"smoothing": None, "num_directions": 1, "distribution": "normal"}
+_DIRECTIONS = {
+    "smoothing": None, "num_directions": 1, "distribution": "normal", "restore": "exact",
+}  # fmt: skip
 _BREGMAN = {"weight_decay": 0.0, "delta": 1.0, "coarse_steps": 0, "density": 0.05}
 OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": _SGD,
@@ -65,7 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zosam": {**_SGD, "rho": 0.05, "interval": 1, "sign": "uphill", **_DIRECTIONS},
     "mezo": {
         "lr": 1e-3, "weight_decay": 0.0, **_DIRECTIONS, "smoothing": 1e-3, "sparsity": 0.5,
-        "mask": None,
+        "mask": None, "forward_difference": False,
     },
     "mezo-eager": {"lr": 1e-3, "weight_decay": 0.0, "smoothing": 1e-3},
     "adamw": {"lr": 1e-3, "weight_decay": 0.01},
@@ -204,7 +206,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
     common.update(sgd, rho=o["rho"], interval=o["interval"])
     base = torch.optim.SGD
     if kind == "zosam":
-        directions = {k: o[k] for k in ("smoothing", "num_directions", "distribution")}
+        directions = {k: o[k] for k in _DIRECTIONS}
         return SIGNS[o["sign"]](params, base, seed=seed, **directions, **common)
     common["adaptive"] = o["adaptive"]
     if kind == "sam" or o["form"] == "implicit":

@@ -26,7 +26,7 @@ NOTES = (
     "added memory: most bytes of torch tensors that the first step holds at once beyond those "
     "alive before it, as torch's allocator tells; forwards and the backup of the weights included",
 )
-_COLORS = ("#0072B2", "#009E73", "#D55E00")
+_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00")
 
 
 def facts(command: str, device: str) -> dict[str, str]:

@@ -84,11 +84,12 @@ class Tuning:
 
 
 def recipes(shared: dict[str, Any], sparsity: float) -> tuple[Recipe, ...]:
-    """The methods: equal options, but for the mask."""
+    """The methods: equal options, but for the mask and the way back to the weights."""
     mask = {"mask": "small", "sparsity": sparsity}
     return (
         Recipe("MeZO", "mezo", shared),
         Recipe(f"MeZO, smallest {100.0 * (1.0 - sparsity):g} %", "mezo", {**shared, **mask}),
+        Recipe("MeZO, replay", "mezo", {**shared, "restore": "replay"}),
         Recipe("MeZO as published", "mezo-eager", shared),
     )
 
