@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels import zo_gram, zo_norm2
-
 from ._backup import Backups
 from ._coordinates import CoordinateSweeps
+from ._lengths import Lengths
 from ._loss_sync import LossSync
 from ._shards import gathered_anew
-from ._stream import Stream
 from ._support import BufferGuard, is_capturing, rng_state, set_rng_state
 from ._sweeps import (
     RESTORES,
@@ -51,14 +49,14 @@ class Probe:
     ascent: Tensor | None = None
 
 
-class Directions(Stream):
+class Directions(Lengths):
     """Applies the directions of one optimizer and measures losses along them.
 
     Args:
-        num_directions, smoothing, distribution, seed, rounds, math, backend: as in ``Stream``.
+        num_directions, smoothing, distribution, seed, rounds, math, backend, sync: as in
+            ``Lengths``.
         pair_rng: give every forward of a probe the random state of the first.
         restore, allow_drift: how the weights come back, see ``ZOSAM``.
-        sync: averages losses over ranks.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class Directions(Stream):
         allow_drift: bool,
         sync: LossSync,
     ) -> None:
-        super().__init__(num_directions, smoothing, distribution, seed, rounds, math, backend)
+        super().__init__(num_directions, smoothing, distribution, seed, rounds, math, backend, sync)
         if distribution == "coordinate" and smoothing is None:
             raise ValueError("distribution='coordinate' needs a smoothing")
         if restore not in RESTORES:
@@ -84,37 +82,17 @@ class Directions(Stream):
         if distribution == "coordinate" and (restore != "exact" or sync.sharded):
             raise ValueError("distribution='coordinate' needs restore='exact' and whole parameters")
         self.restore_mode = restore
-        self.pair_rng, self.allow_drift, self.sync = bool(pair_rng), bool(allow_drift), sync
+        self.pair_rng, self.allow_drift = bool(pair_rng), bool(allow_drift)
         self.live: dict[Tensor, Tensor] = {}  #: 16-bit weights by their float32 master
         self.ties: Tensor | None = None
         self.nonfinite: Tensor | None = None
         self._backups = Backups()
         self._checked_rounding = False
-        self._scale: Tensor | None = None  # of each direction of the present probe, on the sphere
-        self._gram: Tensor | None = None
-        self._active: tuple[list[Tensor], int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backups": Backups(), "_gram": None, "_scale": None}
+        return {**super().__getstate__(), "_backups": Backups()}
 
-    # -- what moves --------------------------------------------------------------------------
-
-    def words(self, params: Sequence[Tensor]) -> list[Tensor] | None:
-        """Packed masks of these parameters; one added after the mask is all ones."""
-        return self.masked.words(params)
-
-    def num_active(self, params: Sequence[Tensor]) -> int:
-        """d, entries that move, over all shards."""
-        if not self.sync.sharded:
-            return self.masked.live(params)
-        words = self.words(params)
-        known = [*params, *([] if words is None else words)]  # kept: an address may be used again
-        if self._active is None or not _same(self._active[0], known):
-            held = sum(t.numel() for t in self.local(params))
-            count = torch.tensor(float(held if words is None else self.masked.live(params)))
-            total = self.sync.over_shards(count.to(self.local(params)[0].device, torch.float64))
-            self._active = (known, int(total))
-        return self._active[1]
+    # -- a probe -----------------------------------------------------------------------------
 
     def begin(self, where: str, params: list[Tensor]) -> Sweeps:
         """Draw the key of a probe and get ready to move the parameters.
@@ -128,7 +106,7 @@ class Directions(Stream):
         self.agree(home)
         sweeps = self.sweeps_for(params, self.next_key(home))
         if self.distribution == "sphere":
-            self._scale = (count / self._squares(params, sweeps.key)).sqrt()
+            self.scale_to_sphere(params, sweeps.key)
         return sweeps
 
     def agree(self, home: torch.device) -> None:
@@ -138,7 +116,7 @@ class Directions(Stream):
 
     def sweeps_for(self, params: list[Tensor], key: Tensor) -> Sweeps:
         """Get ready to move the parameters along the directions of a key."""
-        self._gram = self._scale = None
+        self.forget_lengths()
         local, words, mask = self.local(params), self.words(params), self.masked.over(params)
         if self.live:
             return MasterSweeps(self, key, params, words, self.live)
@@ -234,17 +212,6 @@ class Directions(Stream):
         """Move to w + sum_k coef[k] z_k; sphere directions are drawn as normals and scaled."""
         sweeps.to(self.on_drawn(coef, directions, sweeps.key.device), directions, **more)
 
-    def on_drawn(
-        self, coef: Sequence[float] | Tensor, directions: list[int], home: torch.device
-    ) -> Tensor:
-        """Coefficients of the drawn normals or signs, float64 on the device."""
-        if not isinstance(coef, Tensor):
-            parts = [torch.full((), c, dtype=torch.float64, device=home) for c in coef]
-            coef = torch.stack(parts)  # filled on the device: nothing is waited for
-        if self._scale is None:
-            return coef
-        return coef * torch.stack([self._scale[i] for i in directions])
-
     def _room_for_norm(self, sweeps: Sweeps, home: torch.device) -> Tensor | None:
         local = self.local(sweeps.params)
         alike = len({(t.device, t.dtype) for t in local}) == 1
@@ -264,47 +231,6 @@ class Directions(Stream):
         self.nonfinite += (~finite).sum()
         width = delta if one_sided else 2.0 * delta
         return torch.where(finite & ~tie, (up - down) / width, 0.0)
-
-    # -- lengths -----------------------------------------------------------------------------
-
-    def _drawn(self, params: list[Tensor], key: Tensor) -> dict[str, Any]:
-        return {"mask": self.words(params), **self.named(params, key)}
-
-    def _gram_matrix(self, params: list[Tensor], key: Tensor) -> Tensor:
-        if self._gram is None:
-            own = zo_gram(self.local(params), self.num_directions, **self._drawn(params, key))
-            self._gram = self.sync.over_shards(own.to(key.device))
-        return self._gram
-
-    def _squares(self, params: list[Tensor], key: Tensor) -> Tensor:
-        """Squared lengths [m] of the drawn directions."""
-        if self.num_directions > 1:
-            return self._gram_matrix(params, key).diagonal()
-        own = zo_norm2(self.local(params), [1.0], **self._drawn(params, key))
-        return self.sync.over_shards(own.to(key.device)).reshape(1)
-
-    def ascent(
-        self, coef: Tensor, rho: float, delta: float, sweeps: Sweeps, sumsq: Tensor | None
-    ) -> Tensor:
-        """a_i = rho c_i / sqrt(c' G c), 0 where that is 0/0; float64 on the device.
-
-        On the drawn normals or signs: the scale of sphere directions is part of it.
-        """
-        params, key = sweeps.params, sweeps.key
-        # a power of two changes no bit, and keeps the squares of huge and tiny slopes in range
-        c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double())
-        c = self.on_drawn(c, list(range(self.num_directions)), key.device)
-        if self.distribution == "coordinate":
-            square = c.square().sum()
-        elif c.numel() > 1:
-            square = c @ self._gram_matrix(params, key) @ c
-        elif self.distribution == "rademacher":
-            square = c[0].square() * self.num_active(params)
-        elif sumsq is not None:
-            square = c[0].square() * (self.sync.over_shards(sumsq) / delta**2)
-        else:
-            square = c[0].square() * self._squares(params, key)[0]
-        return torch.where(square > 0.0, c * (rho / square.sqrt()), 0.0)
 
     def _check_rounding(self, where: str, sweeps: Sweeps, sumsq: Tensor | None) -> None:
         """Once: warn if 16-bit weights swallow the probe step."""
@@ -340,10 +266,6 @@ class Directions(Stream):
         for name in ("ties", "nonfinite"):
             value = state[name]
             setattr(self, name, None if value is None else value.clone().to(home))
-
-
-def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def default_smoothing(rho: float, active: int) -> float:
