@@ -7,6 +7,7 @@ wherever they stood; w itself is in a backup, in float32 masters, or nowhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ RESTORES = ("exact", "master", "replay")
 def _factors(of: Factors, params: Sequence[Tensor]) -> list[float] | None:
     values = None if of is None else [of[p] for p in params]
     return None if values is None or set(values) == {1.0} else values
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arguments of ``Sweeps.to``; ``params`` are those that move."""
+
+    coef: Tensor
+    directions: list[int]
+    sumsq: Tensor | None
+    alphas: Factors
+    gammas: Factors
+    params: list[Tensor]
 
 
 class Sweeps:
@@ -57,6 +70,9 @@ class Sweeps:
             alphas, gammas: factors by parameter.
             only: move these parameters alone.
         """
+        self._take(Sweep(coef, directions, sumsq, alphas, gammas, only or self.params))
+
+    def _take(self, sweep: Sweep) -> None:
         raise NotImplementedError
 
     def restore(self, only: list[Tensor] | None = None) -> None:
@@ -92,32 +108,23 @@ class ExactSweeps(Sweeps):
     def _params(self, part: Moved) -> list[Tensor]:
         return [self._owner[id(t)] for t in part.params]
 
-    def _where(self, part: Moved, only: list[Tensor] | None) -> Moved | None:
-        if only is None:
+    def _where(self, part: Moved, params: list[Tensor] | None) -> Moved | None:
+        if params is None or params is self.params:
             return part
-        wanted = set(only)
+        wanted = set(params)
         return part.where(lambda t: self._owner[id(t)] in wanted)
 
-    def to(
-        self,
-        coef: Tensor,
-        directions: list[int],
-        *,
-        sumsq: Tensor | None = None,
-        alphas: Factors = None,
-        gammas: Factors = None,
-        only: list[Tensor] | None = None,
-    ) -> None:
+    def _take(self, sweep: Sweep) -> None:
         for i, whole in enumerate(self._parts):
-            part = self._where(whole, only)
+            part = self._where(whole, sweep.params)
             if part is None:
                 continue
             params = self._params(part)
             self._call(
-                params, coef, directions, tensors=part.params,
+                params, sweep.coef, sweep.directions, tensors=part.params,
                 **{"src" if self._saved[i] else "backup": part.backup},
-                mask=part.masks, ranks=part.ranks, sumsq=sumsq,
-                alpha=_factors(alphas, params), gamma=_factors(gammas, params),
+                mask=part.masks, ranks=part.ranks, sumsq=sweep.sumsq,
+                alpha=_factors(sweep.alphas, params), gamma=_factors(sweep.gammas, params),
             )  # fmt: skip
             self._saved[i] = True
 
@@ -169,22 +176,13 @@ class MasterSweeps(Sweeps):
     def _mask(self, params: list[Tensor]) -> list[Tensor] | None:
         return None if self._words is None else [self._words[p] for p in params]
 
-    def to(
-        self,
-        coef: Tensor,
-        directions: list[int],
-        *,
-        sumsq: Tensor | None = None,
-        alphas: Factors = None,
-        gammas: Factors = None,
-        only: list[Tensor] | None = None,
-    ) -> None:
-        params = self.params if only is None else only
+    def _take(self, sweep: Sweep) -> None:
+        params = sweep.params
         self._touched = True
         self._call(
-            params, coef, directions, tensors=[self._live[p] for p in params],
-            src=self.stream.local(params), mask=self._mask(params), sumsq=sumsq,
-            alpha=_factors(alphas, params), gamma=_factors(gammas, params),
+            params, sweep.coef, sweep.directions, tensors=[self._live[p] for p in params],
+            src=self.stream.local(params), mask=self._mask(params), sumsq=sweep.sumsq,
+            alpha=_factors(sweep.alphas, params), gamma=_factors(sweep.gammas, params),
         )  # fmt: skip
 
     def update(
@@ -224,30 +222,21 @@ class ReplaySweeps(Sweeps):
         at: dict[int, Tensor] = {}
         self._at = dict.fromkeys(params, at)
 
-    def to(
-        self,
-        coef: Tensor,
-        directions: list[int],
-        *,
-        sumsq: Tensor | None = None,
-        alphas: Factors = None,
-        gammas: Factors = None,
-        only: list[Tensor] | None = None,
-    ) -> None:
+    def _take(self, sweep: Sweep) -> None:
         alike: dict[tuple, list[Tensor]] = {}
-        for p in self.params if only is None else only:
-            factors = (1.0 if alphas is None else alphas[p], 1.0 if gammas is None else gammas[p])
+        for p in sweep.params:
+            factors = (1.0 if f is None else f[p] for f in (sweep.alphas, sweep.gammas))
             alike.setdefault((id(self._at[p]), *factors), []).append(p)
         for (_, alpha, gamma), own in alike.items():
             old = self._at[own[0]]
-            new = dict(zip(directions, (gamma * coef).unbind(), strict=True))
+            new = dict(zip(sweep.directions, (gamma * sweep.coef).unbind(), strict=True))
             zero = self.key.new_zeros((), dtype=torch.float64)
             words = list(dict.fromkeys([*old, *new]))
             if not words:
                 continue
             steps = [new.get(d, zero) - alpha * old.get(d, zero) for d in words]
             self._call(
-                own, torch.stack(steps), words, sumsq=sumsq,
+                own, torch.stack(steps), words, sumsq=sweep.sumsq,
                 mask=None if self._words is None else [self._words[p] for p in own],
                 alpha=None if alpha == 1.0 else alpha,
             )  # fmt: skip

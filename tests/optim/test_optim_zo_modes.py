@@ -24,6 +24,25 @@ DRIFT = {
 }
 
 
+def take_steps(opt, model, x, y, count):
+    """Whole steps of either optimizer."""
+
+    def loss():
+        return cross_entropy(model(x).float(), y)
+
+    def closure():
+        opt.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    for _ in range(count):
+        if isinstance(opt, ZOSAM):
+            opt.step(closure, loss_closure=loss)
+        else:
+            opt.step(loss)
+
+
 def backup_bytes(opt):
     """Bytes of the copies an optimizer holds."""
     held = opt._directions._backups
@@ -65,20 +84,7 @@ def test_packed_and_whole_copies_give_the_same_steps(backend, cls, ptype, monkey
                 held, "parts", lambda local, mask, live, h=held: h.whole(local, list(mask.words))
             )
 
-        def loss(model=model):
-            return cross_entropy(model(x).float(), y)
-
-        def closure(loss=loss, opt=opt):
-            opt.zero_grad()
-            value = loss()
-            value.backward()
-            return value
-
-        for _ in range(4):
-            if cls is ZOSAM:
-                opt.step(closure, loss_closure=loss)
-            else:
-                opt.step(loss)
+        take_steps(opt, model, x, y, 4)
         assert (opt._directions._backups._packed is not None) == packed
         models.append(model)
     assert_same_params(*models)
@@ -155,20 +161,7 @@ def test_replay_is_the_exact_mode_up_to_rounding(backend, cls, m, distribution):
             groups[1].update(lr=0.01, weight_decay=0.0)
             opt = MeZO(groups, 0.05, m, 0.01, weight_decay=0.2, **shared, backend=backend)
 
-        def loss(model=model):
-            return cross_entropy(model(x), y)
-
-        def closure(loss=loss, opt=opt):
-            opt.zero_grad()
-            value = loss()
-            value.backward()
-            return value
-
-        for _ in range(3):
-            if cls is ZOSAM:
-                opt.step(closure, loss_closure=loss)
-            else:
-                opt.step(loss)
+        take_steps(opt, model, x, y, 3)
         if mode == "replay":
             assert backup_bytes(opt) == 0
         models.append(model)
