@@ -73,9 +73,9 @@ class WholeBackup:
                 self._copies[p] = torch.empty_like(p, requires_grad=False)
         return [self._copies[p] for p in params]
 
-    def drop(self) -> None:
-        """Give the memory back."""
-        self._copies = {}
+    def keep(self, params: Sequence[Tensor]) -> None:
+        """Give back the memory of all others."""
+        self._copies = {p: self._copies[p] for p in params}
 
 
 class PackedBackup:
@@ -90,6 +90,7 @@ class PackedBackup:
         counts = mask.popcount()
         self.live = sum(counts)
         self._words = dict(zip(params, mask.words, strict=True))
+        self._at = {p: (p.device, p.dtype) for p in params}
         self._ranks: dict[Tensor, Tensor] = {}
         self._sizes: dict[Place, int] = {}
         self._buffers: dict[Place, Tensor] = {}
@@ -109,7 +110,8 @@ class PackedBackup:
             }
 
     def __contains__(self, param: Tensor) -> bool:
-        return param in self._words
+        """Whether it has room for a parameter as it is now: one may have been converted since."""
+        return self._at.get(param) == (param.device, param.dtype)
 
     def words(self, params: Sequence[Tensor]) -> list[Tensor]:
         return [self._words[p] for p in params]
@@ -147,9 +149,21 @@ class Backups:
         return self.whole(local, None if mask is None else list(mask.words))
 
     def whole(self, local: list[Tensor], words: list[Tensor] | None) -> list[Moved]:
-        """The tensors with a copy of each."""
+        """The tensors by device and dtype, with a copy of each."""
         self._packed = None
-        return [Moved(local, self._whole.of(local), words)]
+        places: dict[Place, list[int]] = {}
+        for i, t in enumerate(local):
+            places.setdefault((t.device, t.dtype), []).append(i)
+        copies = self._whole.of(local)
+        self._whole.keep(local)
+        return [
+            Moved(
+                [local[i] for i in at],
+                [copies[i] for i in at],
+                None if words is None else [words[i] for i in at],
+            )
+            for at in places.values()
+        ]
 
     def _pack(self, local: list[Tensor], mask: BitMask) -> list[Moved]:
         fresh = self._packed is None or any(p not in self._packed for p in local)
@@ -157,7 +171,7 @@ class Backups:
             old, self._packed = self._packed, PackedBackup(local, mask)
             self._packed.inherit(old)
             self._mask = mask
-        self._whole.drop()
+        self._whole.keep([])
         assert self._packed is not None
         return list(self._packed.split(local))
 

@@ -172,6 +172,10 @@ class PerturbingOptimizer(WrappingOptimizer):
         base = self.base_optimizer
         self._opt_called = base._opt_called = True  # type: ignore[attr-defined]  # for schedulers
         if found is not None:
+            if not isinstance(found, Tensor):  # no gradient was found in the groups
+                raise RuntimeError(
+                    f"{type(self).__name__}.step: GradScaler saw no gradient of the parameters"
+                )
             overflow = found.reshape(())
             skip = overflow if skip is None else skip + overflow.to(skip.device)
         group_of = {p: g for g in self.param_groups for p in g["params"]}

@@ -25,12 +25,15 @@ class CoordinateSweeps(ExactSweeps):
         self, stream: Stream, key: Tensor, params: list[Tensor], parts: list[Moved]
     ) -> None:
         super().__init__(stream, key, params, parts)
-        (part,) = parts
-        if part.masks is None:
-            bools = [torch.ones(t.shape, dtype=torch.bool, device=t.device) for t in part.params]
-        else:
-            bools = BitMask(part.masks, [t.shape for t in part.params]).to_bool()
-        self._keep = dict(zip(params, bools, strict=True))
+        self._keep: dict[Tensor, Tensor] = {}
+        for part in parts:
+            if part.masks is None:
+                bools = [
+                    torch.ones(t.shape, dtype=torch.bool, device=t.device) for t in part.params
+                ]
+            else:
+                bools = BitMask(part.masks, [t.shape for t in part.params]).to_bool()
+            self._keep.update(zip(self._params(part), bools, strict=True))
         self.places: list[tuple[Tensor, int]] = []
         for p in sorted(params, key=lambda p: stream.uids[p]):
             live = self._keep[p].reshape(-1).nonzero().reshape(-1)

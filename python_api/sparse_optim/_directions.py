@@ -101,7 +101,7 @@ class Directions(Lengths):
             ValueError: the directions, masters or dtypes do not fit the parameters.
         """
         local, count = self.local(params), self.num_active(params)
-        self._check_modes(where, local, count)
+        self._check_modes(where, params, local, count)
         home = local[0].device
         self.agree(home)
         sweeps = self.sweeps_for(params, self.next_key(home))
@@ -114,20 +114,24 @@ class Directions(Lengths):
         self.seed_word = self.sync.shared_seed(self.seed_word.to(home))
         self.number = self.sync.stream_number
 
-    def sweeps_for(self, params: list[Tensor], key: Tensor) -> Sweeps:
-        """Get ready to move the parameters along the directions of a key."""
+    def sweeps_for(self, params: list[Tensor], key: Tensor, exact: bool = False) -> Sweeps:
+        """Get ready to move the parameters along the directions of a key; ``exact``: by copies."""
         self.forget_lengths()
         local, words, mask = self.local(params), self.words(params), self.masked.over(params)
         if self.live:
             return MasterSweeps(self, key, params, words, self.live)
-        if self.restore_mode == "replay":
+        if self.restore_mode == "replay" and not exact:
             return ReplaySweeps(self, key, params, words)
         if self.distribution == "coordinate":
             return CoordinateSweeps(self, key, params, self._backups.whole(local, words))
         parts = self._backups.parts(local, mask, self.masked.live(params))
         return ExactSweeps(self, key, params, parts)
 
-    def _check_modes(self, where: str, local: list[Tensor], count: int) -> None:
+    def _check_modes(
+        self, where: str, params: list[Tensor], local: list[Tensor], count: int
+    ) -> None:
+        if self.live and any(p not in self.live for p in params):
+            raise ValueError(f"{where}: a trainable parameter has no live 16-bit weights")
         most = CoordinateSweeps.MOST
         if self.distribution == "coordinate" and not self.num_directions == count <= most:
             raise ValueError(
@@ -177,27 +181,32 @@ class Directions(Lengths):
         values: list[Tensor | None] = []
         fresh = True  # the weights stand at w
         guard.save()
-        for i, sign in points:
-            if sign != 0.0:
-                self.sweep(sweeps, [sign * delta], [i], sumsq=sumsq if fresh else None)
-                if fresh:
-                    self._check_rounding(where, sweeps, sumsq)
-                fresh = False
-            if values and random is not None:
+        try:
+            for i, sign in points:
+                if sign != 0.0:
+                    self.sweep(sweeps, [sign * delta], [i], sumsq=sumsq if fresh else None)
+                    if fresh:
+                        self._check_rounding(where, sweeps, sumsq)
+                    fresh = False
+                if values and random is not None:
+                    set_rng_state(random)
+                with gathered_anew(sweeps.params):
+                    values.append(self.sync.loss(where, closure(), home))
+                if (now := count()) != before:
+                    raise RuntimeError(
+                        f"{where}: the loss closure changed the number of parameters "
+                        f"from {before} to {now}"
+                    )
+                if len(values) == 1 and not training_forward_follows:
+                    guard.save()  # this forward is the one that counts
+                guard.put_back()
+        except BaseException:
+            if random is not None:
                 set_rng_state(random)
-            with gathered_anew(sweeps.params):
-                values.append(self.sync.loss(where, closure(), home))
-            if count() != before:
-                raise RuntimeError(
-                    f"{where}: the loss closure changed the number of parameters from {before} to "
-                    f"{count()}"
-                )
-            if len(values) == 1 and not training_forward_follows:
-                guard.save()  # this forward is the one that counts
-            guard.put_back()
+            raise
         if random is not None and training_forward_follows:
             set_rng_state(random)
-        found = self.sync.average(values)
+        found = self.sync.average(values, home)
         if one_sided:
             found = torch.stack((found[1:], found[:1].expand(len(found) - 1)), 1)
         return found.reshape(-1, 2), sumsq
@@ -212,9 +221,12 @@ class Directions(Lengths):
         """Move to w + sum_k coef[k] z_k; sphere directions are drawn as normals and scaled."""
         sweeps.to(self.on_drawn(coef, directions, sweeps.key.device), directions, **more)
 
+    def _swept(self, sweeps: Sweeps) -> list[Tensor]:
+        """The tensors that the sweeps write."""
+        return [self.live[p] for p in sweeps.params] if self.live else self.local(sweeps.params)
+
     def _room_for_norm(self, sweeps: Sweeps, home: torch.device) -> Tensor | None:
-        local = self.local(sweeps.params)
-        alike = len({(t.device, t.dtype) for t in local}) == 1
+        alike = len({(t.device, t.dtype) for t in self._swept(sweeps)}) == 1
         if not alike or self.distribution not in ("normal", "rademacher"):
             return None
         return torch.zeros((), dtype=torch.float64, device=home)
@@ -237,7 +249,7 @@ class Directions(Lengths):
         if self._checked_rounding:
             return
         self._checked_rounding = True
-        tensors = list(self.live.values()) or self.local(sweeps.params)
+        tensors = self._swept(sweeps)
         if sumsq is None or tensors[0].dtype not in (torch.bfloat16, torch.float16):
             return
         moved = sweeps.squared_move()
@@ -261,6 +273,11 @@ class Directions(Lengths):
         }
 
     def load(self, where: str, groups: Sequence[dict[str, Any]], state: dict[str, Any]) -> None:
+        if (state["distribution"] == "coordinate") != (self.distribution == "coordinate"):
+            raise ValueError(
+                f"{where}: the checkpoint has distribution={state['distribution']!r}, this "
+                f"optimizer {self.distribution!r}"
+            )
         super().load(where, groups, state)
         home = self.local([p for g in groups for p in g["params"]])[0].device
         for name in ("ties", "nonfinite"):

@@ -104,7 +104,7 @@ class Lengths(Stream):
         """
         params, key = sweeps.params, sweeps.key
         # a power of two changes no bit, and keeps the squares of huge and tiny slopes in range
-        c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double())
+        c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double().clamp(min=-1000))
         c = self.on_drawn(c, list(range(self.num_directions)), key.device)
         if self.distribution == "coordinate":
             square = c.square().sum()

@@ -31,16 +31,13 @@ class LossSync:
     def __init__(self, sync: str, replica_group: Any, shard_group: Any) -> None:
         if sync not in SYNCS:
             raise ValueError(f"sync must be one of {SYNCS}, got {sync!r}")
-        if sync == "local" and shard_group is not None:
-            raise ValueError("sync='local' needs whole parameters on every rank")
+        if sync in ("local", "none") and shard_group is not None:
+            raise ValueError(f"sync={sync!r} needs whole parameters on every rank")
         self.sync, self.replica_group, self.shard_group = sync, replica_group, shard_group
         self._shared = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        # process groups are not copied; a copy takes them over as they are
-        return dict(self.__dict__)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> LossSync:
+        # process groups are not copied; a copy takes them over as they are
         twin = LossSync(self.sync, self.replica_group, self.shard_group)
         twin._shared = self._shared
         return twin
@@ -64,6 +61,8 @@ class LossSync:
     def shared_seed(self, seed: Tensor) -> Tensor:
         """The seed of rank 0; communicated before the first probe only."""
         if not self._shared and self.mode != "none":
+            if self.sharded and self.replica_group is not None:
+                dist.broadcast(seed, group=self.shard_group, group_src=0)
             dist.broadcast(seed, group=self.replica_group, group_src=0)
             self._shared = True
         return seed
@@ -74,7 +73,7 @@ class LossSync:
             return None
         return as_loss(where, value).to(home, non_blocking=True)
 
-    def average(self, values: list[Tensor | None]) -> Tensor:
+    def average(self, values: list[Tensor | None], home: torch.device) -> Tensor:
         """The losses, float32 or float64; averaged over the ranks in float64, in rank order.
 
         One collective; every rank has to come, also one without data.
@@ -84,9 +83,7 @@ class LossSync:
             wide = any(v.dtype == torch.float64 for v in own)
             return torch.stack([v.to(torch.float64 if wide else torch.float32) for v in own])
         counts = len(own) == len(values)
-        message = torch.zeros(
-            len(values) + 1, dtype=torch.float64, device=own[0].device if own else self._home()
-        )
+        message = torch.zeros(len(values) + 1, dtype=torch.float64, device=home)
         if counts:
             message[:-1] = torch.stack([v.double() for v in own])
             message[-1] = 1.0
@@ -97,10 +94,6 @@ class LossSync:
             ranks = ranks + part[-1]
         return total / ranks
 
-    def _home(self) -> torch.device:
-        name = dist.get_backend(self.replica_group)
-        return torch.device("cuda", torch.cuda.current_device()) if name == "nccl" else _CPU
-
     def over_shards(self, value: Tensor) -> Tensor:
         """Sum over the shards, in rank order."""
         if not self.sharded:
@@ -109,9 +102,6 @@ class LossSync:
         for part in _gather(value, self.shard_group):
             total = total + part
         return total
-
-
-_CPU = torch.device("cpu")
 
 
 def _gather(value: Tensor, group: Any) -> list[Tensor]:

@@ -93,6 +93,8 @@ class MeZO(ZeroOrder, Optimizer):
         backend: str = "auto",
     ) -> None:
         check_number("smoothing", smoothing, 0.0, strict=True)
+        if sync == "local":
+            raise ValueError("sync='local' lets the ranks' weights diverge: nothing averages them")
         self.backend = check_backend(backend)
         self._guard = BufferGuard(bn_modules)
         self.forward_difference = bool(forward_difference)
@@ -120,14 +122,13 @@ class MeZO(ZeroOrder, Optimizer):
         filled = {**self.defaults, **param_group}
         check_number("lr", filled["lr"], 0.0)
         check_number("weight_decay", filled["weight_decay"], 0.0)
+        self._refuse_probing("add_param_group")
         made = "_directions" in self.__dict__
-        if self._probing or (made and self._directions.live):
-            raise RuntimeError(
-                "MeZO.add_param_group: not inside a loss closure, nor with live 16-bit weights"
-            )
+        if made and self._directions.live:
+            raise RuntimeError("MeZO.add_param_group: not with live 16-bit weights")
         super().add_param_group(filled)
         if made:
-            self._directions.assign_uids(self.param_groups, None)
+            self._number_added()
 
     @property
     def num_active(self) -> int:
@@ -150,13 +151,13 @@ class MeZO(ZeroOrder, Optimizer):
             ValueError: number, shape, dtype or device does not fit; the old mask stays.
             RuntimeError: called by the loss closure.
         """
-        if self._probing:
-            raise RuntimeError("MeZO.set_weight_mask: the weights are perturbed")
+        self._refuse_probing("set_weight_mask")
         taken: tuple[list[Tensor], BitMask | None] = ([], None)
         if masks is not None:
             self._refuse_shards_under_masks()
             taken = checked_masks("weight_mask", self.param_groups, masks)
         self._directions.masked.take(*taken)
+        self._round_masters()
 
     @torch.no_grad()
     def step(self, loss_closure: Callable[[], Any]) -> Tensor:  # type: ignore[override]
@@ -179,8 +180,7 @@ class MeZO(ZeroOrder, Optimizer):
         params, draw = trainable(self.param_groups), self._directions
         if not params:
             raise RuntimeError("MeZO.step: no parameter requires grad")
-        if self._probing:
-            raise RuntimeError("MeZO.step: called by its own loss closure")
+        self._refuse_probing("step")
         assert draw.smoothing is not None
         sweeps = draw.begin("MeZO.step", params)
         step, one_sided = draw.counter - 1, self.forward_difference
@@ -208,8 +208,12 @@ class MeZO(ZeroOrder, Optimizer):
     def _update(self, sweeps: Sweeps, coef: Tensor) -> None:
         """Restore and update in one sweep; groups with lr 0 get their bits back instead."""
         draw, params = self._directions, sweeps.params
-        lr_of = {p: float(g["lr"]) for g in self.param_groups for p in g["params"]}
-        decay_of = {p: float(g["weight_decay"]) for g in self.param_groups for p in g["params"]}
+        lr_of: dict[Tensor, float] = {}
+        decay_of: dict[Tensor, float] = {}
+        for g in self.param_groups:
+            lr_of |= dict.fromkeys(g["params"], check_number("lr", g["lr"], 0.0))
+            decay = check_number("weight_decay", g["weight_decay"], 0.0)
+            decay_of |= dict.fromkeys(g["params"], decay)
         moved = [p for p in params if lr_of[p] != 0.0]
         still = [p for p in params if lr_of[p] == 0.0]
         if still:
@@ -240,8 +244,7 @@ class MeZO(ZeroOrder, Optimizer):
         Raises:
             RuntimeError: called by the loss closure.
         """
-        if self._probing:
-            raise RuntimeError("MeZO.state_dict: the weights are perturbed")
+        self._refuse_probing("state_dict")
         draw = self._directions
         own = {
             "version": STATE_VERSION,
@@ -256,13 +259,18 @@ class MeZO(ZeroOrder, Optimizer):
         Raises:
             ValueError: the groups do not fit, or it is no checkpoint of this class.
         """
+        self._refuse_probing("load_state_dict")
         where, extra = "MeZO.load_state_dict", state_dict.get(STATE_KEY)
         if extra is None or extra.get("version") != STATE_VERSION:
             raise ValueError(f"{where}: not a checkpoint of this version of MeZO")
-        taken = MaskOfParams.read(where, self.param_groups, extra["weights"])
-        self._directions.load(where, self.param_groups, extra["directions"])
+        sizes = [len(g["params"]) for g in state_dict["param_groups"]]
+        if sizes != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError(f"{where}: the checkpoint has groups of {sizes}")
+        taken = MaskOfParams.read(where, self.param_groups, extra.get("weights", {}))
+        self._load_directions(where, extra["directions"])
         self._directions.masked.take(*taken)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
+        self._round_masters()
 
     def __getstate__(self) -> dict[str, Any]:
         own = ["backend", "forward_difference", "_guard", "_directions", "_log", "_probing"]

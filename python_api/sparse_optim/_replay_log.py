@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,27 +21,23 @@ _TOGETHER = 1024  # records whose small tensors are joined into one
 
 @dataclass(frozen=True)
 class _Setting:
-    """What steps have in common: which parameters move, by which factors, under which mask."""
+    """What steps have in common: which parameters move, which factors are whose, which mask."""
 
     params: tuple[int, ...]
-    alphas: tuple[float, ...] | None
-    gammas: tuple[float, ...] | None
-    mask: BitMask | None
-
-    def like(self, other: _Setting) -> bool:
-        same = (self.params, self.alphas, self.gammas) == (other.params, other.alphas, other.gammas)
-        a, b = (None if s.mask is None else tuple(map(id, s.mask.words)) for s in (self, other))
-        return same and a == b
+    kinds: tuple[int, ...]  # of each parameter: which of the step's pairs (alpha, gamma)
+    mask: int | None  # number of the mask
 
 
 class ReplayLog:
-    """Keys and coefficients of every step: 8 q + 12 bytes each, and no weights.
+    """Keys and coefficients of every step, and no weights.
+
+    8 q + 12 bytes a step, and 16 for every group that decays or has a learning rate of its own.
+    Masks are stored once per change.
 
     MeZO: ``replay_`` takes initial weights to the trained ones, bit for bit (with
     ``restore="replay"`` up to its drift). ZO-SAM: ``perturbation`` gives the e of a step.
 
-    Records stay on the device until ``state_dict``; learning rates, decays and masks are stored
-    once per change.
+    Records stay on the device until ``state_dict``.
 
     Source: the remark on storage in MeZO, arXiv 2305.17333, section 2.1.
 
@@ -61,7 +58,9 @@ class ReplayLog:
         self.uids: list[int] = []
         self.firsts: list[int] = []
         self._settings: list[_Setting] = []
+        self._masks: list[BitMask] = []
         self._which: list[int] = []
+        self._factors: list[tuple[tuple[float, float], ...]] = []
         self._keys: list[Tensor] = []
         self._coefs: list[Tensor] = []
         self._joined = 0
@@ -79,17 +78,27 @@ class ReplayLog:
         mask: BitMask | None,
     ) -> None:
         """Add a step; ``params`` are positions among all parameters, the rest goes with them."""
-        own = _Setting(
-            tuple(params), None if alphas is None else tuple(alphas),
-            None if gammas is None else tuple(gammas), mask,
-        )  # fmt: skip
-        if not self._settings or not self._settings[-1].like(own):
+        ones = [1.0] * len(params)
+        pairs = list(zip(alphas or ones, gammas or ones, strict=True))
+        kinds = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+        own = _Setting(tuple(params), tuple(kinds[pair] for pair in pairs), self._number(mask))
+        if not self._settings or self._settings[-1] != own:
             self._settings.append(own)
         self._which.append(len(self._settings) - 1)
+        self._factors.append(tuple(kinds))
         self._keys.append(key.reshape(1).clone())
         self._coefs.append(coef.reshape(1, -1).clone())
         if len(self._keys) - self._joined >= _TOGETHER:
             self._join()
+
+    def _number(self, mask: BitMask | None) -> int | None:
+        """Of a mask among those seen; masks are the same if their words are the same tensors."""
+        if mask is None:
+            return None
+        last = self._masks[-1].words if self._masks else []
+        if len(last) != len(mask.words) or any(map(operator.is_not, last, mask.words)):
+            self._masks.append(mask)
+        return len(self._masks) - 1
 
     def _join(self) -> None:
         for part in (self._keys, self._coefs):
@@ -109,15 +118,17 @@ class ReplayLog:
     # -- moves -------------------------------------------------------------------------------
 
     def _move(
-        self, tensors: Sequence[Tensor], key: Tensor, coef: Tensor, setting: _Setting,
-        backend: str | None,
+        self, tensors: Sequence[Tensor], step: int, key: Tensor, coef: Tensor, backend: str | None
     ) -> None:  # fmt: skip
-        at = setting.params
+        setting, pairs = self._settings[self._which[step]], self._factors[step]
+        at, plain = setting.params, set(pairs) == {(1.0, 1.0)}
+        alphas, gammas = ([pairs[k][i] for k in setting.kinds] for i in (0, 1))
         zo_combine_(
             [local_of(tensors[i]) for i in at], coef, seed=key, uids=[self.uids[i] for i in at],
             firsts=[self.firsts[i] for i in at], distribution=self.distribution,
-            rounds=self.rounds, rng_math=self.math, alpha=setting.alphas, gamma=setting.gammas,
-            mask=None if setting.mask is None else list(setting.mask.words), backend=backend,
+            rounds=self.rounds, rng_math=self.math, alpha=None if plain else alphas,
+            gamma=None if plain else gammas, backend=backend,
+            mask=None if setting.mask is None else list(self._masks[setting.mask].words),
         )  # fmt: skip
 
     def _check(self, params: Sequence[Tensor]) -> None:
@@ -148,7 +159,7 @@ class ReplayLog:
         home = params[0].device
         keys, coefs = self.keys.to(home), self.coefs.to(home)
         for i in range(count):
-            self._move(params, keys[i], coefs[i], self._settings[self._which[i]], backend)
+            self._move(params, i, keys[i], coefs[i], backend)
 
     @torch.no_grad()
     def perturbation(
@@ -169,9 +180,9 @@ class ReplayLog:
             IndexError: there is no such step.
         """
         self._check(params)
-        setting = self._settings[self._which[step]]
+        key, coef = self.keys[step], self.coefs[step]
         moves = [torch.zeros_like(p, requires_grad=False) for p in params]
-        self._move(moves, self.keys[step], self.coefs[step], setting, backend)
+        self._move(moves, step, key, coef, backend)
         return moves
 
     # -- files -------------------------------------------------------------------------------
@@ -179,12 +190,7 @@ class ReplayLog:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors; ``torch.load(weights_only=True)`` reads them from a file."""
         settings = [
-            {
-                "params": list(s.params),
-                "alphas": None if s.alphas is None else list(s.alphas),
-                "gammas": None if s.gammas is None else list(s.gammas),
-                "mask": None if s.mask is None else s.mask.state(),
-            }
+            {"params": list(s.params), "kinds": list(s.kinds), "mask": s.mask}
             for s in self._settings
         ]
         return {
@@ -192,7 +198,16 @@ class ReplayLog:
             "math": self.math, "uids": list(self.uids), "firsts": list(self.firsts),
             "keys": self.keys.cpu(), "coefs": self.coefs.cpu(),
             "which": torch.tensor(self._which, dtype=torch.int32), "settings": settings,
+            "factors": self._factor_table(), "masks": [m.state() for m in self._masks],
         }  # fmt: skip
+
+    def _factor_table(self) -> Tensor | None:
+        """float64 [steps, most pairs, 2]; None where every factor is 1."""
+        if all(pairs == ((1.0, 1.0),) for pairs in self._factors):
+            return None
+        most = max(map(len, self._factors))
+        rows = [list(p) + [(1.0, 1.0)] * (most - len(p)) for p in self._factors]
+        return torch.tensor(rows, dtype=torch.float64)
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: str | torch.device = "cpu") -> ReplayLog:
@@ -206,11 +221,16 @@ class ReplayLog:
         log = cls(state["distribution"], state["rounds"], state["math"])
         log.uids, log.firsts = list(state["uids"]), list(state["firsts"])
         for s in state["settings"]:
-            alphas, gammas = (None if s[k] is None else tuple(s[k]) for k in ("alphas", "gammas"))
-            devices = [torch.device(device)] * len(s["params"])
-            mask = None if s["mask"] is None else BitMask.from_state(s["mask"], devices)
-            log._settings.append(_Setting(tuple(s["params"]), alphas, gammas, mask))
+            log._settings.append(_Setting(tuple(s["params"]), tuple(s["kinds"]), s["mask"]))
+        for mask in state["masks"]:
+            devices = [torch.device(device)] * len(mask["words"])
+            log._masks.append(BitMask.from_state(mask, devices))
         log._which = state["which"].tolist()
+        factors = state["factors"]
+        if factors is None:
+            log._factors = [((1.0, 1.0),)] * len(log._which)
+        else:
+            log._factors = [tuple((a, g) for a, g in row) for row in factors.tolist()]
         if log._which:
             log._keys, log._coefs = [state["keys"]], [state["coefs"]]
             log._joined = 1

@@ -120,12 +120,15 @@ class WrappingOptimizer(Optimizer):
         """Plain values and tensors beyond the base state."""
         return {"version": STATE_VERSION, "skipped_steps": self._skipped.clone()}
 
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+    def _check_format(self, extra: dict[str, Any]) -> None:
         if extra.get("version") != STATE_VERSION:
             raise ValueError(
                 f"{type(self).__name__}.load_state_dict: format version {extra.get('version')}, "
                 f"this release reads {STATE_VERSION}"
             )
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._check_format(extra)
         self._skipped.copy_(extra["skipped_steps"])
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ._policy import MASK_STREAM
 from ._replay_log import ReplayLog
 from ._shards import is_sharded, shard_group_of
 from ._stream import signed
-from ._support import BufferGuard, check_int, label, rng_state, set_rng_state, trainable
+from ._support import BufferGuard, as_loss, check_int, label, rng_state, set_rng_state, trainable
 from ._sweeps import Factors
 
 CHECK_STREAM = MASK_STREAM + 6  # directions of sign_check
@@ -30,6 +30,7 @@ class ZeroOrder:
     _directions: Directions
     _guard: BufferGuard
     _log: ReplayLog | None
+    _probing: bool  # a loss closure is running: the weights are on their way
 
     def _make_directions(
         self,
@@ -67,12 +68,40 @@ class ZeroOrder:
         if live is not None:
             draw.live = dict(zip(trainable(groups), live, strict=True))
             self._round_masters()
-        self._log = None
-        if replay_log:
-            if distribution == "coordinate":
-                raise ValueError("replay_log does not record distribution='coordinate'")
-            kind = "rademacher" if distribution == "rademacher" else "normal"
-            self._log = ReplayLog(kind, rng_rounds, rng_math)
+        if replay_log and distribution == "coordinate":
+            raise ValueError("replay_log does not record distribution='coordinate'")
+        self._log = self._new_log() if replay_log else None
+
+    def _new_log(self) -> ReplayLog:
+        draw = self._directions
+        kind = "rademacher" if draw.distribution == "rademacher" else "normal"
+        return ReplayLog(kind, draw.rounds, draw.math)
+
+    def _refuse_probing(self, what: str) -> None:
+        if self._probing:
+            raise RuntimeError(f"{type(self).__name__}.{what}: called by its own loss closure")
+
+    def _number_added(self) -> None:
+        """Number the parameters of the group just added, or take the group off again."""
+        try:
+            self._directions.assign_uids(self.param_groups, None)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _load_directions(self, where: str, state: dict[str, Any]) -> None:
+        """Take a checkpoint's directions.
+
+        Raises:
+            ValueError: they do not fit, or a log has been begun on others.
+        """
+        draw, log = self._directions, self._log
+        named = (state["distribution"], state["rounds"])
+        if log is not None and len(log) and named != (draw.distribution, draw.rounds):
+            raise ValueError(f"{where}: the replay log has been begun with other directions")
+        draw.load(where, self.param_groups, state)
+        if log is not None and not len(log):
+            self._log = self._new_log()
 
     @torch.no_grad()
     def _round_masters(self) -> None:
@@ -162,8 +191,9 @@ class ZeroOrder:
         Raises:
             RuntimeError: the weights are perturbed, live 16-bit weights have float32 masters, or
                 parameters are DTensors, of which ``fully_shard`` gives autograd no gradients.
-            ValueError: the closure returned no scalar.
+            ValueError: the closure returned no scalar tensor that depends on the parameters.
         """
+        self._refuse_probing("sign_check")
         where = f"{type(self).__name__}.sign_check"
         count, draw = check_int("directions", directions, 1), self._directions
         if draw.live or draw.distribution == "coordinate":
@@ -176,15 +206,13 @@ class ZeroOrder:
         key = params[0].new_full((), word, dtype=torch.int64)
         random = rng_state({p.device for p in params}) if draw.pair_rng else None
         self._guard.save()
-        with torch.enable_grad():
-            loss = loss_closure()
-            blank = loss is None and draw.sync.mode == "global"  # no data on this rank
-            found: Sequence[Tensor | None] = [None] * len(params)
-            if not blank:
-                found = torch.autograd.grad(loss, params, allow_unused=True)
-        self._guard.put_back()
-        if random is not None:
-            set_rng_state(random)
+        try:
+            found, blank = self._gradient(where, loss_closure, params)
+        finally:
+            self._guard.put_back()
+            self._guard.drop()
+            if random is not None:
+                set_rng_state(random)
         with torch.no_grad():
             rises = self._rises(where, loss_closure, params, delta, key, count)
             words, own = draw.words(params), []
@@ -196,16 +224,30 @@ class ZeroOrder:
                 products = [(a.double() * b.double()).sum() for a, b in zip(z, grads, strict=True)]
                 own.append(torch.stack([x.to(key.device) for x in products]).sum())
             whole = draw.sync.over_shards(torch.stack(own)).unbind()
-            slopes = draw.sync.average([None] * count if blank else list(whole))
+            own_slopes: list[Tensor | None] = [None] * count if blank else list(whole)
+            slopes = draw.sync.average(own_slopes, key.device)
         return float((slopes * rises > 0.0).double().mean())
+
+    def _gradient(
+        self, where: str, closure: Callable[[], Any], params: list[Tensor]
+    ) -> tuple[Sequence[Tensor | None], bool]:
+        """The gradient at w, and whether this rank has no data."""
+        with torch.enable_grad():
+            loss = closure()
+            if loss is None and self._directions.sync.mode == "global":
+                return [None] * len(params), True
+            as_loss(where, loss)
+            if not isinstance(loss, Tensor) or not loss.requires_grad:
+                raise ValueError(f"{where}: the loss does not depend on the parameters by autograd")
+            return torch.autograd.grad(loss.reshape(()), params, allow_unused=True), False
 
     def _rises(
         self, where: str, closure: Callable[[], Any], params: list[Tensor], delta: float,
         key: Tensor, count: int,
     ) -> Tensor:  # fmt: skip
         """[count] loss at w + delta z_i less that at w - delta z_i; weights are restored."""
-        draw, ties = self._directions, (self._directions.ties, self._directions.nonfinite)
-        sweeps = draw.sweeps_for(params, key)
+        draw = self._directions
+        sweeps = draw.sweeps_for(params, key, exact=True)
         try:
             losses, _ = draw.losses(
                 where, closure, sweeps, delta, self._guard,
@@ -216,7 +258,6 @@ class ZeroOrder:
             sweeps.restore()
             self._guard.put_back()
             self._guard.drop()
-            draw.ties, draw.nonfinite = ties
         return losses[:, 0].double() - losses[:, 1].double()
 
 

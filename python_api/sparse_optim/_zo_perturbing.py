@@ -36,7 +36,7 @@ class ZeroOrderPerturbing(ZeroOrder, PerturbingOptimizer):
             raise RuntimeError("ZOSAM.add_param_group: not with live 16-bit weights")
         super().add_param_group(param_group)
         if "_directions" in self.__dict__:
-            self._directions.assign_uids(self.param_groups, None)
+            self._number_added()
 
     # -- what is perturbed -------------------------------------------------------------------
 
@@ -100,6 +100,16 @@ class ZeroOrderPerturbing(ZeroOrder, PerturbingOptimizer):
         """d, entries that are perturbed."""
         return self._directions.num_active(list(self._rhos()))
 
+    @torch.no_grad()
+    def mask_grads_(self) -> None:
+        """Clear the gradients of weights that do not exist; the update does it too.
+
+        Call it before clipping, so that the clipped norm is that of the existing weights.
+        """
+        super().mask_grads_()
+        pairs = [(t.grad, p) for p, t in self._directions.live.items() if t.grad is not None]
+        self._weights.clear([g for g, _ in pairs], [p for _, p in pairs], self.backend)
+
     # -- 16-bit weights with masters ---------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -117,6 +127,8 @@ class ZeroOrderPerturbing(ZeroOrder, PerturbingOptimizer):
         for master, t in live.items():
             master.grad = None if t.grad is None else t.grad.float()
         super()._update(skip)
+        for master in live:
+            master.grad = None  # float32, and made anew in every step
         self._round_masters()
 
     # -- checkpoints -------------------------------------------------------------------------
@@ -129,11 +141,12 @@ class ZeroOrderPerturbing(ZeroOrder, PerturbingOptimizer):
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         where = "ZOSAM.load_state_dict"
+        self._check_format(extra)
         taken = [
-            MaskOfParams.read(where, self.param_groups, extra[name])
+            MaskOfParams.read(where, self.param_groups, extra.get(name, {}))
             for name in ("weights", "perturbed")
         ]
-        self._directions.load(where, self.param_groups, extra["directions"])
+        self._load_directions(where, extra["directions"])
         super()._load_extra_state(extra)
         self._weights.take(*taken[0])
         self._own.take(*taken[1])

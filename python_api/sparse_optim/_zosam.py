@@ -176,8 +176,7 @@ class ZOSAM(ZeroOrderPerturbing):
         Raises:
             ValueError: the closure returned no scalar. Weights are restored on every exception.
         """
-        if self._probing:
-            raise RuntimeError("ZOSAM.probe: called by its own loss closure")
+        self._refuse_probing("probe")
         if self._phase is Phase.PERTURBED:
             self.restore()
         rhos = self._rhos()
@@ -197,15 +196,16 @@ class ZOSAM(ZeroOrderPerturbing):
             ascent = draw.ascent(coef, rho, delta, sweeps, self._first_square)
             gammas = {p: r / rho for p, r in rhos.items()} if len(set(rhos.values())) > 1 else None
             sweeps.to(ascent, list(range(len(ascent))), gammas=gammas)
+            self._record(sweeps.key, ascent, params, None, gammas)
+            self._moved = sweeps.moved()
         except BaseException:
-            self.restore()
+            self._put_back()
+            self._phase = Phase.IDLE
             raise
         finally:
             self._probing = False
-        self._moved = sweeps.moved()
         self._guard.drop()  # the training forward does advance the statistics
         self.last_probe = Probe(losses, coef, delta, sweeps.key, step, ascent)
-        self._record(sweeps.key, ascent, params, None, gammas)
         self._probes += losses.numel()
         return losses
 
@@ -235,6 +235,15 @@ class ZOSAM(ZeroOrderPerturbing):
             self._moved = []
             sweeps.restore()
         super()._put_back()
+
+    def restore(self) -> None:
+        """Give the weights their bits back and return to the idle phase without an update.
+
+        Raises:
+            RuntimeError: called by the loss closure of a probe.
+        """
+        self._refuse_probing("restore")
+        super().restore()
 
     def _warn_autocast(self, device: str) -> None:
         if self._directions.smoothing is not None or self._warned_autocast:
@@ -279,6 +288,7 @@ class ZOSAM(ZeroOrderPerturbing):
             RuntimeError: a closure without ``loss_closure`` in the idle phase (one that calls
                 backward cannot serve as a probe), or the reverse.
         """
+        self._refuse_probing("step")
         if loss_closure is not None and closure is None:
             raise RuntimeError("ZOSAM.step: loss_closure needs a closure beside it; or call probe")
         if loss_closure is not None:

@@ -138,12 +138,13 @@ def zo_combine_(
     bump_versions([*args, *kept.mutated_lists(), summed])
 
 
-def _source_kind(tensors: Sequence[Tensor], src: object) -> str:
+def _source_kind(tensors: Sequence[Tensor], src: Sequence[Tensor] | Tensor | None) -> str:
     """Sources have the dtype of the tensors, or all of them that of their arithmetic."""
-    if not isinstance(src, (list, tuple)) or not src or not isinstance(src[0], Tensor):
+    if not isinstance(src, (list, tuple)) or not isinstance(tensors, (list, tuple)):
         return "same"
-    lead = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else None
-    return "same" if not isinstance(lead, Tensor) or src[0].dtype == lead.dtype else "opmath"
+    pairs = zip(tensors, src, strict=False)
+    other = any(isinstance(s, Tensor) and s.dtype != getattr(t, "dtype", None) for t, s in pairs)
+    return "opmath" if other else "same"
 
 
 def zo_norm2(

@@ -1,4 +1,4 @@
-"""The command ``study-mezo``: one fine-tuning with MeZO, masked, unmasked and as published."""
+"""The command ``study-mezo``: one fine-tuning with MeZO in its forms, and as published."""
 
 from __future__ import annotations
 
