@@ -18,8 +18,9 @@ def add_study(commands: Any, program: str) -> None:
         "study-mezo", allow_abbrev=False, help="gradient-free fine-tuning of a transformer on text",
         description="Fine-tunes a pretrained character model on a package of the standard library "
         "with MeZO on all weights, on the smallest of every tensor (Sparse-MeZO), without a copy of "
-        "the weights (replay), and with the published implementation, each from the same weights on the same windows. Prints held-out "
-        "loss, time and memory, and writes them as CSV, with a picture. The weights come from "
+        "the weights (replay), and with the published implementation, each from the same weights "
+        "on the same windows. Prints held-out loss, time and memory, and writes them as CSV, with "
+        "a picture. The weights come from "
         f"`{program} train --data stdlib --optimizer adamw --save FILE`.",
     )  # fmt: skip
     add = study.add_argument
