@@ -108,6 +108,17 @@ COLUMNS = {
         "sign_agreement_percent": ("signs right %", "{:.1f}"),
         "tie_percent": ("ties %", "{:.1f}"),
     },
+    "mezo": {
+        "method": ("method", "{}"),
+        "seed": ("seed", "{}"),
+        "moved_percent": ("% of weights moved", "{:g}"),
+        "bits_per_character_before": ("bits per character before", "{:.3f}"),
+        "bits_per_character_after": ("after", "{:.3f}"),
+        "ms_per_step": ("ms per step", "{:.0f}"),
+        "ms_outside_forwards": ("ms outside the forwards", "{:.1f}"),
+        "added_bytes_step": ("bytes added by a step", "{:.3g}"),
+        "added_bytes_forward": ("by a forward", "{:.3g}"),
+    },
     "methods": {
         "method": ("method", "{}"),
         "weight_sparsity_percent": ("zero weights %", "{:.1f}"),

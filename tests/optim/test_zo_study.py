@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from demo_cases import few_digits
-from sparse_optim.demo import data, runner, study, zo_study, zo_throughput
+from sparse_optim.demo import data, runner, stopwatch, study, zo_study, zo_throughput
 
 PLAN = study.plan_of("cnn", 1)
 
@@ -62,7 +62,7 @@ def test_speed_follows_the_clock(digits, monkeypatch):
         first = 100.0 if now[0] < 20.0 else 0.0  # in the block that is not counted
         spend(cost[run.recipe.label] + first)
 
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(runner.Run, "step", step)
     monkeypatch.setattr(zo_throughput, "_forward", lambda *_: spend(0.3))
     monkeypatch.setattr(zo_throughput, "_forward_backward", lambda *_: spend(1.0))
@@ -92,6 +92,7 @@ def test_cases_differ_in_the_method_alone():
     jobs = zo_study.epoch_jobs(zo_study.methods(downhill=True), ["snip", "rigl"], [0.9, 0.98], 44)
     assert len(jobs) == 6 * 4
     own = {"interval", "sign", "rho", "adaptive", "num_directions", "smoothing", "distribution"}
+    own.add("restore")
     for at in range(0, 24, 6):
         kinds = [case.recipe.all_options() for case, _ in jobs[at : at + 6]]
         shared = [{k: v for k, v in kind.items() if k not in own} for kind in kinds]

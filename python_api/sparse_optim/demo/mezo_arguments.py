@@ -15,9 +15,9 @@ from .mezo_study import LR, MezoStudyOptions
 def add_study(commands: Any, program: str) -> None:
     """Add the command and its options."""
     study = commands.add_parser(
-        "study-mezo", allow_abbrev=False, help="gradient-free fine-tuning of a transformer on text",
+        "study-mezo", allow_abbrev=False, help="fine-tuning of a transformer without gradients",
         description="Fine-tunes a pretrained character model on a package of the standard library "
-        "with MeZO on all weights, on the smallest of every tensor (Sparse-MeZO), without a copy of "
+        "with MeZO on all weights, on the smallest of each tensor (Sparse-MeZO), without a copy of "
         "the weights (replay), and with the published implementation, each from the same weights "
         "on the same windows. Prints held-out loss, time and memory, and writes them as CSV, with "
         "a picture. The weights come from "
