@@ -244,8 +244,16 @@ def drawn(like: Tensor, distribution: str, graph: bool = False) -> Tensor:
     return torch.normal(mean=0, std=1, **drawing)
 
 
+def perturb_(
+    params: list[Tensor], scale: float | Tensor, smoothing: float, distribution: str = "normal"
+) -> None:
+    """MeZO's zo_perturb_parameters: draw, scale twice, add, into new tensors."""
+    for p in params:
+        p.data = p.data + scale * drawn(p, distribution) * smoothing
+
+
 def zo(data: Data, distribution: str, q: int = 1, smoothing: float = 1e-9) -> Case:
-    """params += sum_k c_k z_k, c_k = +-smoothing, as MeZO: reseed, draw, scale, add, for every k.
+    """params += sum_k c_k z_k, c_k = +-smoothing, as MeZO: reseed and perturb, for every k.
 
     ``torch.compile`` gets all q draws in one graph, after one reseeding.
     """
@@ -255,8 +263,7 @@ def zo(data: Data, distribution: str, q: int = 1, smoothing: float = 1e-9) -> Ca
 
     def add(c: float) -> Stage:
         def stage(_: object) -> None:
-            for p in params:
-                p.add_(c * drawn(p, distribution))
+            perturb_(params, c / smoothing, smoothing, distribution)
 
         return stage
 

@@ -19,7 +19,7 @@ from sparse_optim import ZOSAM, MeZO
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from .cases import Case, Data, Stage, drawn, parameters, per_backend, zo
+from .cases import Case, Data, Stage, drawn, parameters, per_backend, perturb_, zo
 from .sam_cases import DECAY, LR, RHO, SGD_OPTIONS, base_graph
 
 DIRECTIONS = (1, 4, 8, 16)
@@ -41,26 +41,20 @@ def _reseed(_: int) -> None:
 # MeZO ---------------------------------------------------------------------------------------------
 
 
-def perturb_(params: list[Tensor], scale: float | Tensor) -> None:
-    """MeZO's zo_perturb_parameters."""
-    for p in params:
-        p.data = p.data + scale * drawn(p, "normal") * SMOOTHING
-
-
 def mezo_stages(params: list[Tensor]) -> tuple[Stage, ...]:
     """MeZO's zo_step and zo_update: each stage after a reseeding."""
     loss = constant_losses(params[0].device)
 
     def up(_: object) -> Tensor:
-        perturb_(params, 1)
+        perturb_(params, 1, SMOOTHING)
         return loss()
 
     def down(first: object) -> float:
-        perturb_(params, -2)
+        perturb_(params, -2, SMOOTHING)
         return ((cast(Tensor, first) - loss()) / (2 * SMOOTHING)).item()
 
     def back(slope: object) -> object:
-        perturb_(params, 1)
+        perturb_(params, 1, SMOOTHING)
         return slope
 
     def update(slope: object) -> None:
@@ -125,15 +119,15 @@ def zosam_stages(params: list[Tensor], base: torch.optim.Optimizer) -> tuple[Sta
     loss = constant_losses(params[0].device)
 
     def up(_: object) -> Tensor:
-        perturb_(params, 1)
+        perturb_(params, 1, SMOOTHING)
         return loss()
 
     def down(first: object) -> Tensor:
-        perturb_(params, -2)
+        perturb_(params, -2, SMOOTHING)
         return torch.sign(cast(Tensor, first) - loss())
 
     def back(sign: object) -> object:
-        perturb_(params, 1)
+        perturb_(params, 1, SMOOTHING)
         return sign
 
     def length(sign: object) -> Tensor:
@@ -141,11 +135,11 @@ def zosam_stages(params: list[Tensor], base: torch.optim.Optimizer) -> tuple[Sta
         return RHO / SMOOTHING * cast(Tensor, sign) / norms.norm(p=2)
 
     def ascend(scale: object) -> object:
-        perturb_(params, cast(Tensor, scale))
+        perturb_(params, cast(Tensor, scale), SMOOTHING)
         return scale
 
     def descend(scale: object) -> None:
-        perturb_(params, -cast(Tensor, scale))
+        perturb_(params, -cast(Tensor, scale), SMOOTHING)
         base.step()
 
     return up, down, back, length, ascend, descend
