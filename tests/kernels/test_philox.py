@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
+import numpy
 import pytest
 import torch
 
@@ -284,12 +286,19 @@ def test_direction_depends_on_its_name_alone(target, case, distribution):
     assert_bit_equal(masked, expected, "masked")
 
 
+def numpy_state():
+    return numpy.random.get_state()[1].tolist()  # noqa: NPY002  # the global one is meant
+
+
 def test_global_random_state_is_neither_read_nor_written(target):
     torch.manual_seed(1)
     before = torch.get_rng_state()
+    others = random.getstate(), numpy_state()
     first = draw(target, 100)
     assert torch.equal(torch.get_rng_state(), before)
+    assert (random.getstate(), numpy_state()) == others
     torch.manual_seed(2)
+    random.seed(2)
     assert_bit_equal(draw(target, 100), first, "z")
 
 
