@@ -67,16 +67,21 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Most tensors here are tiny: on a busy machine the pool's barriers cost more than the tests.
+
+    For the session: modules train in fixtures of their own. Tests of threading ask for the counts
+    they compare.
+    """
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same seed, thread count and choice of backend for every test, whatever ran before.
-
-    One thread: most tensors here are tiny, and on a busy machine the pool's barriers cost more than
-    the tests. Tests of threading ask for the counts they compare.
-    """
+    """The same seed and backend for every test, whatever ran before; the thread count comes back."""
     monkeypatch.delenv("SPARSE_KERNELS_BACKEND", raising=False)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

@@ -15,15 +15,6 @@ from sparse_optim.demo import methods, models, sparse, variants
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One for the small models; the demo sets torch's count for its process, so give it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail; its only line on stderr."""
     try:

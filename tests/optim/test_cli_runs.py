@@ -14,15 +14,6 @@ from sparse_optim import BitMask, cli
 from sparse_optim.demo import commands, methods, models, report, sparse
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One for the small models; the demo sets torch's count for its process, so give it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def idx(array: np.ndarray) -> bytes:
     sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
     return bytes((0, 0, 8, array.ndim)) + sizes + array.tobytes()

@@ -11,15 +11,6 @@ from demo_cases import few_digits, new_run
 from sparse_optim.demo import corruptions, data
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The study sets torch's count for its process, so give it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
     return few_digits(128)

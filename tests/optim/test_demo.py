@@ -13,16 +13,6 @@ from sparse_optim.demo import compare as compare_module
 from sparse_optim.demo import data, methods, plots, report, runner, stopwatch
 from sparse_optim.demo._support import UserError, require
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As the demo runs: the models are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # -- runs ----------------------------------------------------------------------------------------
 
 

@@ -13,15 +13,6 @@ from sparse_optim.demo import data, sparse
 WEIGHTS = 25_866 - 122  # convolution and linear weights of the CNN, without its biases
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As the demo runs: the models are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
     return few_digits()

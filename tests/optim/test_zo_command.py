@@ -25,15 +25,6 @@ from sparse_optim.demo import (
 from bench import tables
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The study sets torch's count for its process, so give it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

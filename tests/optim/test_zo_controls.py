@@ -16,15 +16,6 @@ from torch import Tensor, nn
 from sparse_kernels import derive_key, zo_combine_
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The study sets torch's count for its process, so give it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
     return few_digits(128)

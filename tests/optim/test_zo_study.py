@@ -7,20 +7,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from demo_cases import few_digits
 from sparse_optim.demo import data, runner, stopwatch, study, zo_study, zo_throughput
 
 PLAN = study.plan_of("cnn", 1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The study sets torch's count for its process, so give it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
