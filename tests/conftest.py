@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Most tensors here are tiny: on a busy machine the pool's barriers cost more than the tests.
+    """Most tensors here are tiny, and on a busy machine the pool costs more than the tests.
 
     For the session: modules train in fixtures of their own. Tests of threading ask for the counts
     they compare.
@@ -79,7 +79,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same seed and backend for every test, whatever ran before; the thread count comes back."""
+    """The same seed and backend for every test, whatever ran before; threads come back."""
     monkeypatch.delenv("SPARSE_KERNELS_BACKEND", raising=False)
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
