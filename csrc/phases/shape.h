@@ -31,13 +31,19 @@ struct Shape {
   static constexpr bool kSum = Op::kReduce == Reduce::kSum;
   static constexpr int kFit = 16 / widest(typename Op::Lists{});
   static constexpr int kWords = bytes_read(typename Op::Lists{}) / 4;  // registers of one element
-  static constexpr int V = kSum || kFit < 4 || kFit * kWords > 24 ? kLanes / kThreads : kFit;
+  // one Philox call, or two where there is nothing else to hold
+  static constexpr bool kHolds = Op::Lists::size > 1 || (kSum && Op::Lists::size > 0);
+  static constexpr int kNormals = kHolds || T::kPacked ? 4 : 8;
+  // 16-bit normals with a source take 8 bytes at a time: with 16 they spill on sm_80, and it is
+  // instructions that bound them, not memory
+  static constexpr bool kDraws = T::kRandom && !T::kSigns;
+  static constexpr bool kSourced = Op::Lists::size > 1 || kFromBackup<Op>;
+  static constexpr int kGroup = kDraws && kSourced && kNormals < kFit ? kNormals : kFit;
+  static constexpr int V = kSum || kFit < 4 || kFit * kWords > 24 ? kLanes / kThreads : kGroup;
   static constexpr int kRegisters = V * bytes_read(typename Op::Lists{}) / 4;  // of one group
   // a stream that comes from two places stands in registers twice
   static constexpr int kFew = kFromBackup<Op> ? 4 : 8;
   static constexpr int kLoads = kRegisters <= kFew ? 4 : (kRegisters <= 12 ? 2 : 1);
-  // one Philox call, or two where there is nothing else to hold
-  static constexpr int kNormals = (kSum && Op::Lists::size > 0) || T::kPacked ? 4 : 8;
   static constexpr int kSigned = V == 4 || kFromBackup<Op> ? 8 : 16;
   static constexpr int kElements = !T::kRandom ? 16 : (T::kSigns ? kSigned : kNormals);  // at most
   static constexpr int kMany = kElements / V > 1 ? kElements / V : 1;
