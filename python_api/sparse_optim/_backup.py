@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_kernels import mask_ranks, restore_
 
 from ._bitmask import BitMask
+from ._support import same_tensors
 
 Place = tuple[torch.device, torch.dtype]
 
@@ -167,16 +168,10 @@ class Backups:
 
     def _pack(self, local: list[Tensor], mask: BitMask) -> list[Moved]:
         fresh = self._packed is None or any(p not in self._packed for p in local)
-        if fresh or self._mask is None or not _same_words(self._mask, mask):
+        if fresh or self._mask is None or not same_tensors(self._mask.words, mask.words):
             old, self._packed = self._packed, PackedBackup(local, mask)
             self._packed.inherit(old)
             self._mask = mask
         self._whole.keep([])
         assert self._packed is not None
         return list(self._packed.split(local))
-
-
-def _same_words(a: BitMask, b: BitMask) -> bool:
-    return len(a.words) == len(b.words) and all(
-        x is y for x, y in zip(a.words, b.words, strict=True)
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ def effective_lam(group: dict[str, Any]) -> float:
     return float(group["lam"]) * float(group["lam_scale"]) if group["reg"] != "none" else 0.0
 
 
-class BregmanOptimizer(Optimizer):
+class BregmanOptimizer(Optimizer, abc.ABC):
     """Base of the linearised Bregman optimizers; see ``LinBreg``."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], backend: str) -> None:
@@ -166,19 +167,19 @@ class BregmanOptimizer(Optimizer):
 
     # -- step --------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
         """Create the state a step of ``p`` needs."""
-        raise NotImplementedError
 
     def _call_key(self, p: Tensor) -> tuple:
         """Parameters with equal keys go into one kernel call."""
         return ()
 
+    @abc.abstractmethod
     def _kernel(
         self, group: dict[str, Any], params: list[Tensor], duals: Any, active: Any, lam: float
     ) -> Tensor:
         """Run the fused step; return the live counts."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -53,10 +53,10 @@ class Directions(Lengths):
     """Applies the directions of one optimizer and measures losses along them.
 
     Args:
-        num_directions, smoothing, distribution, seed, rounds, math, backend, sync: as in
-            ``Lengths``.
+        num_directions, smoothing, distribution, seed, rounds, math, backend: as in ``Stream``.
         pair_rng: give every forward of a probe the random state of the first.
         restore, allow_drift: how the weights come back, see ``ZOSAM``.
+        sync: averages losses over ranks, and adds up over shards.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Directions(Lengths):
         allow_drift: bool,
         sync: LossSync,
     ) -> None:
-        super().__init__(num_directions, smoothing, distribution, seed, rounds, math, backend, sync)
+        super().__init__(num_directions, smoothing, distribution, seed, rounds, math, backend)
+        self.sync = sync
         if distribution == "coordinate" and smoothing is None:
             raise ValueError("distribution='coordinate' needs a smoothing")
         if restore not in RESTORES:
@@ -184,7 +185,10 @@ class Directions(Lengths):
         try:
             for i, sign in points:
                 if sign != 0.0:
-                    self.sweep(sweeps, [sign * delta], [i], sumsq=sumsq if fresh else None)
+                    # filled on the device: nothing is waited for
+                    length = torch.full((1,), sign * delta, dtype=torch.float64, device=home)
+                    step = self.on_drawn(length, [i])
+                    sweeps.to(step, [i], sumsq=sumsq if fresh else None)
                     if fresh:
                         self._check_rounding(where, sweeps, sumsq)
                     fresh = False
@@ -210,16 +214,6 @@ class Directions(Lengths):
         if one_sided:
             found = torch.stack((found[1:], found[:1].expand(len(found) - 1)), 1)
         return found.reshape(-1, 2), sumsq
-
-    def sweep(
-        self,
-        sweeps: Sweeps,
-        coef: Sequence[float] | Tensor,
-        directions: list[int],
-        **more: Any,
-    ) -> None:
-        """Move to w + sum_k coef[k] z_k; sphere directions are drawn as normals and scaled."""
-        sweeps.to(self.on_drawn(coef, directions, sweeps.key.device), directions, **more)
 
     def _swept(self, sweeps: Sweeps) -> list[Tensor]:
         """The tensors that the sweeps write."""
@@ -250,10 +244,11 @@ class Directions(Lengths):
             return
         self._checked_rounding = True
         tensors = self._swept(sweeps)
-        if sumsq is None or tensors[0].dtype not in (torch.bfloat16, torch.float16):
+        narrow = tensors[0].dtype in (torch.bfloat16, torch.float16)
+        if sumsq is None or not narrow or is_capturing():
             return
         moved = sweeps.squared_move()
-        if moved is None or is_capturing():
+        if moved is None:
             return
         ratio = float((moved / sumsq).sqrt()) if float(sumsq) > 0 else 1.0
         if abs(ratio - 1.0) > 0.1:

@@ -12,33 +12,17 @@ from sparse_kernels import zo_gram, zo_norm2
 
 from ._loss_sync import LossSync
 from ._stream import Stream
+from ._support import same_tensors
 from ._sweeps import Sweeps
 
 
 class Lengths(Stream):
-    """Random directions with their lengths.
+    """Random directions with their lengths."""
 
-    Args:
-        num_directions, smoothing, distribution, seed, rounds, math, backend: as in ``Stream``.
-        sync: sums over shards.
-    """
-
-    def __init__(
-        self,
-        num_directions: int,
-        smoothing: float | None,
-        distribution: str,
-        seed: int | None,
-        rounds: int,
-        math: str,
-        backend: str,
-        sync: LossSync,
-    ) -> None:
-        super().__init__(num_directions, smoothing, distribution, seed, rounds, math, backend)
-        self.sync = sync
-        self._scale: Tensor | None = None  # of each direction of the present probe, on the sphere
-        self._gram: Tensor | None = None
-        self._active: tuple[list[Tensor], int] | None = None
+    sync: LossSync  #: sums over shards
+    _scale: Tensor | None = None  # of each direction of the present probe, on the sphere
+    _gram: Tensor | None = None
+    _active: tuple[list[Tensor], int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_gram": None, "_scale": None}
@@ -57,7 +41,7 @@ class Lengths(Stream):
             return self.masked.live(params)
         words = self.words(params)
         known = [*params, *([] if words is None else words)]  # kept: an address may be used again
-        if self._active is None or not _same(self._active[0], known):
+        if self._active is None or not same_tensors(self._active[0], known):
             held = sum(t.numel() for t in self.local(params))
             count = torch.tensor(float(held if words is None else self.masked.live(params)))
             total = self.sync.over_shards(count.to(self.local(params)[0].device, torch.float64))
@@ -68,13 +52,8 @@ class Lengths(Stream):
         """Give every direction of a key the length sqrt(d)."""
         self._scale = (self.num_active(params) / self._squares(params, key)).sqrt()
 
-    def on_drawn(
-        self, coef: Sequence[float] | Tensor, directions: list[int], home: torch.device
-    ) -> Tensor:
-        """Coefficients of the drawn normals or signs, float64 on the device."""
-        if not isinstance(coef, Tensor):
-            parts = [torch.full((), c, dtype=torch.float64, device=home) for c in coef]
-            coef = torch.stack(parts)  # filled on the device: nothing is waited for
+    def on_drawn(self, coef: Tensor, directions: list[int]) -> Tensor:
+        """Coefficients of the drawn normals or signs, from those of the directions."""
         if self._scale is None:
             return coef
         return coef * torch.stack([self._scale[i] for i in directions])
@@ -105,7 +84,7 @@ class Lengths(Stream):
         params, key = sweeps.params, sweeps.key
         # a power of two changes no bit, and keeps the squares of huge and tiny slopes in range
         c = coef * torch.exp2(-torch.frexp(coef.abs().max()).exponent.double().clamp(min=-1000))
-        c = self.on_drawn(c, list(range(self.num_directions)), key.device)
+        c = self.on_drawn(c, list(range(self.num_directions)))
         if self.distribution == "coordinate":
             square = c.square().sum()
         elif c.numel() > 1:
@@ -117,7 +96,3 @@ class Lengths(Stream):
         else:
             square = c[0].square() * self._squares(params, key)[0]
         return torch.where(square > 0.0, c * (rho / square.sqrt()), 0.0)
-
-
-def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

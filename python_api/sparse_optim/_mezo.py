@@ -225,7 +225,7 @@ class MeZO(ZeroOrder, Optimizer):
         gammas = {p: lr_of[p] / lr for p in moved}
         share = 1 if draw.distribution == "coordinate" else draw.num_directions
         numbers = list(range(draw.num_directions))
-        scaled = draw.on_drawn(coef * (-lr / share), numbers, sweeps.key.device)
+        scaled = draw.on_drawn(coef * (-lr / share), numbers)
         scaled = torch.where(scaled.float().isfinite(), scaled, 0.0)  # the sum runs in float32
         if isinstance(sweeps, MasterSweeps):
             sweeps.update(scaled, numbers, alphas, gammas, moved)

@@ -57,7 +57,8 @@ class MaskPolicy:
 
     def scores(self, params: Sequence[Tensor], *data: Any, seed: int, update: int) -> list[Tensor]:
         """One score tensor per parameter; the largest are perturbed."""
-        raise NotImplementedError
+        # not abstract: a policy that overrides ``ranking`` needs no scores
+        raise NotImplementedError(f"{type(self).__name__} defines neither scores nor ranking")
 
     def ranking(self, params: Sequence[Tensor], *data: Any, seed: int, update: int) -> Ranking:
         """What entries are ranked by; the scores, unless a policy needs no memory for them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from sparse_kernels import zo_combine_
 
 from ._bitmask import BitMask
 from ._shards import local_of
+from ._support import same_tensors
 
 _VERSION = 1
 _TOGETHER = 1024  # records whose small tensors are joined into one
@@ -95,8 +95,7 @@ class ReplayLog:
         """Of a mask among those seen; masks are the same if their words are the same tensors."""
         if mask is None:
             return None
-        last = self._masks[-1].words if self._masks else []
-        if len(last) != len(mask.words) or any(map(operator.is_not, last, mask.words)):
+        if not self._masks or not same_tensors(self._masks[-1].words, mask.words):
             self._masks.append(mask)
         return len(self._masks) - 1
 

@@ -96,6 +96,11 @@ def trainable(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
     return list(seen)
 
 
+def same_tensors(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether two lists hold one and the same tensors."""
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
 def check_dense_gradient(where: str, groups: Sequence[dict[str, Any]], param: Tensor) -> None:
     """RuntimeError for a gradient the fused operations have no meaning for."""
     grad = param.grad

@@ -6,6 +6,7 @@ wherever they stood; w itself is in a backup, in float32 masters, or nowhere.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class Sweep:
     params: list[Tensor]
 
 
-class Sweeps:
+class Sweeps(abc.ABC):
     """The weights of one probe.
 
     Args:
@@ -70,18 +71,20 @@ class Sweeps:
             alphas, gammas: factors by parameter.
             only: move these parameters alone.
         """
-        self._take(Sweep(coef, directions, sumsq, alphas, gammas, only or self.params))
+        params = self.params if only is None else only
+        self._take(Sweep(coef, directions, sumsq, alphas, gammas, params))
 
+    @abc.abstractmethod
     def _take(self, sweep: Sweep) -> None:
-        raise NotImplementedError
+        """Make one sweep."""
 
+    @abc.abstractmethod
     def restore(self, only: list[Tensor] | None = None) -> None:
         """Back to w."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def moved(self) -> list[Any]:
         """What a base optimizer's step has to restore: parts with ``params`` and ``restore``."""
-        raise NotImplementedError
 
     def squared_move(self) -> Tensor | None:
         """Squared length of the present move after rounding, float64; None where w is not kept."""

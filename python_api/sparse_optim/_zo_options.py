@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from ._sweeps import Factors
 CHECK_STREAM = MASK_STREAM + 6  # directions of sign_check
 
 
-class ZeroOrder:
+class ZeroOrder(abc.ABC):
     """Mixin of optimizers that move their parameters along random directions."""
 
     param_groups: list[dict[str, Any]]
@@ -166,9 +167,9 @@ class ZeroOrder:
 
     # -- the check of signs ------------------------------------------------------------------
 
+    @abc.abstractmethod
     def _check_targets(self) -> tuple[list[Tensor], float]:
         """What moves, and the smoothing."""
-        raise NotImplementedError
 
     def sign_check(self, loss_closure: Callable[[], Any], directions: int = 100) -> float:
         """Share of directions along which the measured losses rise and fall as the gradient says.

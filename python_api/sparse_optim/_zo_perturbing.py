@@ -124,12 +124,18 @@ class ZeroOrderPerturbing(ZeroOrder, PerturbingOptimizer):
     @torch.no_grad()
     def _update(self, skip: Tensor | None = None) -> None:
         live = self._directions.live
+        if not live:
+            super()._update(skip)
+            return
         for master, t in live.items():
             master.grad = None if t.grad is None else t.grad.float()
-        super()._update(skip)
-        for master in live:
-            master.grad = None  # float32, and made anew in every step
-        self._round_masters()
+        self._moved = []  # masters stand at w; live weights are rounded from them once, at the end
+        try:
+            super()._update(skip)
+        finally:
+            for master in live:
+                master.grad = None  # float32, and made anew in every step
+            self._round_masters()
 
     # -- checkpoints -------------------------------------------------------------------------
 

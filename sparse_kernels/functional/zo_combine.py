@@ -64,8 +64,8 @@ def zo_combine_(
         distribution: "normal" or "rademacher" (+1 or -1).
         rounds: Philox rounds, 10 or 7 (another stream).
         rng_math: "portable", or "fast": the cuda backend may take the hardware's approximate
-            functions for normals (errors of about 1e-5; not the same bits elsewhere). Others draw
-            portable normals.
+            functions for normals, which have other bits and errors that have not been measured.
+            Others draw portable normals.
         src: tensors like ``tensors``, or float32 ones under 16-bit ``tensors``, that the sum is
             added to; default ``tensors`` themselves. With ``ranks`` the packed tensor of a backup.
         mask: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import Pattern
+from .._support import BACKENDS
 from ..sparse_training import DISTRIBUTIONS
 from .methods import FORMS, MASKS, OPTIONS
 from .sparse import METHODS, ROUNDS, UPDATES
 from .text import EPOCH_STEPS, WINDOW
 from .variants import CHOICES
 from .zo_controls import SIGNS
-
-BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
 
 
 def number(low: float, high: float = math.inf, *, strict: bool = False) -> Callable[[str], float]:

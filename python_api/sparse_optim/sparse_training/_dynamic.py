@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def _period(name: str, value: Any) -> int:
     return check_int(name, value, 1)
 
 
-class DynamicSparseTraining(SparseTraining):
+class DynamicSparseTraining(SparseTraining, abc.ABC):
     """A mask that is updated every ``update_every`` calls of ``step``, before ``stop_at``."""
 
     #: time of the first call of ``step``; an update is due where the period divides the time
@@ -113,9 +114,9 @@ class DynamicSparseTraining(SparseTraining):
 
     step.__doc__ = SparseTraining.step.__doc__
 
+    @abc.abstractmethod
     def _update(self, grads: Sequence[Tensor | None] | None) -> bool:
         """Change the mask; whether this takes the place of the optimizer's step."""
-        raise NotImplementedError
 
     @property
     def _grow_key(self) -> int:
