@@ -15,7 +15,7 @@ from sparse_optim import cli
 from sparse_optim.demo import (
     corruptions,
     study,
-    zo_command,
+    study_command,
     zo_cosine,
     zo_report,
     zo_study,
@@ -35,7 +35,7 @@ def folders(tmp_path_factory) -> list[tuple[Path, str]]:
     """Two equal runs of the command: their folders and what they printed."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zo_command, "load_digits", lambda: few_digits(64))
+        patch.setattr(study_command, "load_digits", lambda: few_digits(64))
         patch.setattr(zo_throughput, "BLOCKS", 2)
         patch.setattr(zo_throughput, "BLOCK", 5)
         patch.setattr(zo_cosine, "ALL_DIRECTIONS", 8)
@@ -149,7 +149,7 @@ def test_published_speed_is_shown_beside_the_measured(folders):
 
 
 def test_parts_can_be_chosen(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zo_command, "load_digits", lambda: few_digits(64))
+    monkeypatch.setattr(study_command, "load_digits", lambda: few_digits(64))
     monkeypatch.setattr(zo_cosine, "ALL_DIRECTIONS", 2)
     monkeypatch.setattr(zo_cosine, "FEWEST_DRAWS", 2)
     argv = ["study-zo", "--out", str(tmp_path), "--parts", "cosine", "--directions", "1"]

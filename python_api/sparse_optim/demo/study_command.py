@@ -13,7 +13,7 @@ import torch
 from . import study, study_report
 from ._support import UserError, require
 from .commands import check_device, make_console, make_folder, make_progress
-from .data import load_digits
+from .data import Dataset, load_digits
 from .methods import Plan, backend_in_use
 
 _TITLES = {
@@ -40,26 +40,37 @@ class StudyOptions:
     threads: int = 1
 
 
-def run_study(options: StudyOptions) -> None:
-    """Train every case with every seed, print the tables, write CSV files and the picture.
+@dataclass(frozen=True)
+class Setting:
+    """What a study works with: ``facts`` are of the source as it is at the start."""
+
+    folder: Path
+    data: Dataset
+    plan: Plan
+    console: Any
+    facts: dict[str, str]
+
+
+def prepare(options: Any, optimizer: str, model: str) -> Setting:
+    """Check and load what a study needs before its first minute of work, and say what it is.
+
+    Args:
+        options: with ``out``, ``command``, ``seeds``, ``epochs``, ``device``, ``backend`` and
+            ``threads``.
+        optimizer: whose backend the study is said to use.
+        model: of the demo's plans.
 
     Raises:
-        UserError: a package, the device or the output folder is missing, or a run is too short.
+        UserError: a package, the device or the output folder is missing.
         BackendUnavailableError: the backend cannot run here.
     """
     require("sklearn.datasets", "matplotlib.pyplot", "rich.progress")
     check_device(options.device)
-    used = backend_in_use("ssam", options.backend, options.device)
+    used = backend_in_use(optimizer, options.backend, options.device)
     folder = make_folder(options.out)
     torch.set_num_threads(options.threads)
     data = load_digits().to(options.device)
-    plan = study.plan_of(options.model, options.epochs)
-    cases = study.perturbation_cases(plan, options.sparsities)
-    more: list[study.Case] = []
-    if options.sparse_methods:
-        more = study.training_cases(
-            options.sparse_methods, options.weight_sparsity, options.weight_distribution
-        )
+    plan = study.plan_of(model, options.epochs)
     console = make_console()
     console.print(
         f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
@@ -67,8 +78,25 @@ def run_study(options: StudyOptions) -> None:
         f"{options.device}, {options.threads} thread(s)",
         highlight=False,
     )
-    # of the source as it is at the start
     facts = study_report.provenance(used, options.command, options.device)
+    return Setting(folder, data, plan, console, facts)
+
+
+def run_study(options: StudyOptions) -> None:
+    """Train every case with every seed, print the tables, write CSV files and the picture.
+
+    Raises:
+        UserError: a package, the device or the output folder is missing, or a run is too short.
+        BackendUnavailableError: the backend cannot run here.
+    """
+    setting = prepare(options, "ssam", options.model)
+    folder, plan, data, console = setting.folder, setting.plan, setting.data, setting.console
+    cases = study.perturbation_cases(plan, options.sparsities)
+    more: list[study.Case] = []
+    if options.sparse_methods:
+        more = study.training_cases(
+            options.sparse_methods, options.weight_sparsity, options.weight_distribution
+        )
     start = time.perf_counter()
     outcomes = _train([*cases, *more], plan, data, options, console)
     seconds = time.perf_counter() - start
@@ -77,7 +105,7 @@ def run_study(options: StudyOptions) -> None:
         parts["sparse_methods"] = outcomes[len(cases) * options.seeds :]
     written = []
     for name, part in parts.items():
-        written += _report(part, plan, facts, folder, name, console)
+        written += _report(part, plan, setting.facts, folder, name, console)
     written.append(folder / "study.png")
     summaries = study.summarise(parts["study"])
     guarded(folder, study_report.plot_study, summaries, plan, len(data.test), written[-1])

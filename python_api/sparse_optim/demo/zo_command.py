@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import study, zo_cosine, zo_report, zo_study, zo_throughput
-from ._support import UserError, require
-from .commands import check_device, make_console, make_folder, make_progress
-from .data import Dataset, load_digits
-from .methods import Plan, backend_in_use
-from .study_command import guarded
-from .study_report import provenance, write_records
+from ._support import UserError
+from .commands import make_progress
+from .data import Dataset
+from .methods import Plan
+from .study_command import guarded, prepare
+from .study_report import write_records
 
 PARTS = ("accuracy", "rho", "cosine")
 
@@ -69,22 +67,9 @@ def run_zo_study(options: ZoStudyOptions) -> None:
         UserError: a package, the device or the output folder is missing, or a run is too short.
         BackendUnavailableError: the backend cannot run here.
     """
-    require("sklearn.datasets", "matplotlib.pyplot", "rich.progress")
-    check_device(options.device)
-    used = backend_in_use("zosam", options.backend, options.device)
-    folder = make_folder(options.out)
-    torch.set_num_threads(options.threads)
-    data = load_digits().to(options.device)
-    plan = study.plan_of("cnn", options.epochs)
-    console = make_console()
-    console.print(
-        f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
-        f"{plan.title}, {plan.epochs} epoch(s), seeds 0 to {options.seeds - 1}; {used} on "
-        f"{options.device}, {options.threads} thread(s)",
-        highlight=False,
-    )
-    facts = provenance(used, options.command, options.device)  # of the source at the start
-    writer = _Writer(folder, facts, console)
+    setting = prepare(options, "zosam", "cnn")
+    plan, data, console = setting.plan, setting.data, setting.console
+    writer = _Writer(setting.folder, setting.facts, console)
     start = time.perf_counter()
     try:
         _train(options, plan, data, writer)
