@@ -30,6 +30,7 @@ class ListArg:
         kind: "same" (dtype of the first list), "opmath" (its math dtype), "words" (packed mask
             bits), "ranks" (of a packed backup), "counts" (of packed mask bits), or a torch.dtype.
         optional: the list may be absent.
+        sizes: elements of every tensor, where they follow from something else than the first list.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ListArg:
     mutated: bool = False
     kind: str | torch.dtype = "same"
     optional: bool = True
+    sizes: Sequence[int] | None = None
 
 
 @dataclass(slots=True)
@@ -97,7 +99,10 @@ def _check_pair(op: str, arg: ListArg, i: int, lead: ListArg, leader: Tensor) ->
     """One tensor against the tensor of the first list at the same index."""
     assert arg.tensors is not None
     t, label = arg.tensors[i], f"{op}: {arg.name}[{i}]"
-    if arg.kind in _DERIVED:
+    if arg.sizes is not None:
+        if t.numel() != arg.sizes[i]:
+            raise ValueError(f"{label} has {t.numel()} elements, expected {arg.sizes[i]}")
+    elif arg.kind in _DERIVED:
         what, count, _ = _DERIVED[arg.kind]
         if t.numel() != count(leader.numel()):
             raise ValueError(
@@ -162,7 +167,11 @@ def _one_group(args: Sequence[ListArg], floating: bool) -> Group | None:
             if not isinstance(arg.tensors, (list, tuple)):
                 return None  # a tensor, too, can be iterated over
             lists[arg.name] = tensors = list(arg.tensors)
-            if arg.kind in _DERIVED:
+            if arg.sizes is not None:
+                kind = _expected_dtype(arg.kind, dtype)
+                wanted = [(n, kind, device) for n in arg.sizes]
+                fits = [(t.numel(), t.dtype, t.device) for t in tensors] == wanted
+            elif arg.kind in _DERIVED:
                 _, count, kind = _DERIVED[arg.kind]
                 wanted = [(count(f[0].numel()), kind, device) for f in facts]
                 fits = [(t.numel(), t.dtype, t.device) for t in tensors] == wanted

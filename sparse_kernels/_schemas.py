@@ -82,6 +82,19 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "Tensor(a!)[] words) -> ()",
         "mask_nm",
     ),
+    "live_mask_": (
+        "(Tensor[] duals, Tensor(a!)[] words, float lam, bool nonnegative) -> ()",
+        "compaction",
+    ),
+    "mask_index_": ("(Tensor[] words, Tensor[] ranks, Tensor(a!)[] index) -> ()", "compaction"),
+    "gather_entries_": (
+        "(Tensor[] tensors, Tensor[] index, int[] runs, Tensor(a!)[] values) -> ()",
+        "compaction",
+    ),
+    "scatter_entries_": (
+        "(Tensor(a!)[] tensors, Tensor[] index, int[] runs, Tensor[] values) -> ()",
+        "compaction",
+    ),
     "zo_combine_": (
         f"(Tensor(a!)[] tensors, Tensor[] src, Tensor coef, {_ZO_STREAM}, Tensor(b!)[] backup, "
         "Tensor[] ranks, Tensor? alpha, Tensor? gamma, Tensor(c!)? sumsq) -> ()",
@@ -105,6 +118,12 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "float delta, float beta1, float beta2, float eps, float weight_decay, bool maximize, "
         "int step, Tensor? step_sizes, Tensor? bias2_sqrts) -> Tensor",
         "bregman_step",
+    ),
+    "prox_group_": (
+        "(Tensor(a!)[] params, Tensor[] duals, Tensor(b!)[] alive, int[] cols, int[] heights, "
+        "int[] widths, Tensor thresholds, float lam, float delta, bool nonnegative) "
+        "-> (Tensor, Tensor, Tensor)",
+        "prox_group",
     ),
 }
 
@@ -134,6 +153,12 @@ def _fake_live(params: list[Tensor], *args: object) -> Tensor:
     return params[0].new_empty((len(params),), dtype=torch.int64)
 
 
+def _fake_prox(params: list[Tensor], *args: object) -> tuple[Tensor, Tensor, Tensor]:
+    kinds = (torch.int64, torch.int64, torch.float64)
+    live, groups, value = (params[0].new_empty((len(params),), dtype=kind) for kind in kinds)
+    return live, groups, value
+
+
 def _fake_histogram(scores: list[Tensor], *args: object) -> Tensor:
     prefix, _, bits = args[-3:]
     return prefix.new_empty((prefix.numel(), 1 << bits))  # type: ignore[attr-defined, operator]
@@ -157,12 +182,17 @@ _FAKES: dict[str, Callable] = {
     "topk_write_": _fake_tie_counts,
     "topk_ties_": _returns_nothing,
     "mask_nm_": _returns_nothing,
+    "live_mask_": _returns_nothing,
+    "mask_index_": _returns_nothing,
+    "gather_entries_": _returns_nothing,
+    "scatter_entries_": _returns_nothing,
     "zo_combine_": _returns_nothing,
     "zo_norm2": _scalar64,
     "zo_gram": _fake_zo_gram,
     "zo_key_": _returns_nothing,
     "linbreg_step_": _fake_live,
     "adabreg_step_": _fake_live,
+    "prox_group_": _fake_prox,
 }
 
 

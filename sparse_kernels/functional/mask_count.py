@@ -65,11 +65,18 @@ def mask_ranks(masks: Sequence[Tensor], *, backend: str | None = None) -> list[T
         >>> mask_ranks(masks)
         [tensor([0]), tensor([2])]
     """
-    counts = _tile_counts("mask_ranks", masks, backend)
+    return _ranks_and_total("mask_ranks", masks, backend)[0]
+
+
+def _ranks_and_total(
+    op: str, masks: Sequence[Tensor], backend: str | None
+) -> tuple[list[Tensor], Tensor]:
+    """What ``mask_ranks`` returns, and the number of all ones."""
+    counts = _tile_counts(op, masks, backend)
     if not counts:
-        return []
+        return [], torch.zeros((), dtype=torch.int64)
     if any(c.device != counts[0].device for c in counts):
-        raise ValueError("mask_ranks: the masks are on several devices")
+        raise ValueError(f"{op}: the masks are on several devices")
     flat = torch.cat(counts)
-    flat = flat.cumsum(0) - flat
-    return list(flat.split([c.numel() for c in counts]))
+    before = flat.cumsum(0) - flat
+    return list(before.split([c.numel() for c in counts])), flat.sum()

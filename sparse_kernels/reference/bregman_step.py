@@ -10,13 +10,16 @@ from torch import Tensor
 from ._common import keep_bits, opmath_dtype, rounded, store, to_opmath
 
 
-def shrink(dual: Tensor, lam: float) -> Tensor:
+def shrink(dual: Tensor, lam: float, nonnegative: bool = False) -> Tensor:
     """Soft threshold S_lam(dual) = dual - clamp(dual, -lam, lam); +0.0 where |dual| <= lam.
+
+    With ``nonnegative`` the clamp has no lower end: max(dual - lam, 0).
 
     ``torch.clamp`` may pick either zero for lam = 0; the two comparisons keep -0.0 and NaN.
     """
     bound = torch.tensor(lam, dtype=dual.dtype, device=dual.device)
-    return dual - torch.where(dual < -bound, -bound, torch.where(dual > bound, bound, dual))
+    lower = torch.full_like(bound, -math.inf) if nonnegative else -bound
+    return dual - torch.where(dual < lower, lower, torch.where(dual > bound, bound, dual))
 
 
 def _begin(
