@@ -1,7 +1,7 @@
 """Optimizers for sparse training on top of the fused operations of ``sparse_kernels``."""
 
 from ._support import Phase
-from .bregman import AdaBreg, LinBreg, bregman_param_groups
+from .bregman import AdaBreg, LinBreg, ProxSGD, bregman_param_groups
 from .flops import SparseFlops, bregman_cost_ratio
 from .implicit import ImplicitMask
 from .masks import (
@@ -30,6 +30,7 @@ from .sparse_training import (
     class_balanced,
     layer_counts,
 )
+from .sparsity_control import CubicRamp, FeedbackLambda, QuantileLambda
 from .zeroth_order import ZOSAM, MeZO
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "ZOSAM",
     "AdaBreg",
     "BitMask",
+    "CubicRamp",
     "DynamicMask",
+    "FeedbackLambda",
     "FisherMask",
     "GraSP",
     "ImplicitMask",
@@ -53,6 +56,8 @@ __all__ = [
     "MeZO",
     "Pattern",
     "Phase",
+    "ProxSGD",
+    "QuantileLambda",
     "RandomMask",
     "RigL",
     "SmallMagnitudeMask",

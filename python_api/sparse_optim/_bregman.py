@@ -1,40 +1,52 @@
-"""What LinBreg and AdaBreg share: groups, lazy duals, the multilevel cycle, checkpoints."""
+"""What the Bregman optimizers share: groups, lazy duals, the multilevel cycle, the step."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_kernels import pack_mask, unpack_mask
-
+from ._active_set import ActiveSet, Work
+from ._bregman_state import BregmanState
+from ._lam_transfer import TRANSFERS, check_transfer, transfer_
+from ._regularizers import (
+    DEFAULTS,
+    ENTRYWISE,
+    check_options,
+    check_start,
+    check_tensor,
+    is_nonnegative,
+    lam_parts,
+    math_dtype,
+    readout_,
+    subgradient,
+)
 from ._support import check_backend, check_dense_gradient, check_int, check_number, label
 
-REGULARIZERS = ("none", "l1")
-_CYCLE = ("coarse_steps", "phase_offset", "cycle_step")  # one value for the whole optimizer
+_ONE_CYCLE = ("coarse_steps", "phase_offset")  # one value for the whole optimizer
 
 
-def math_dtype(p: Tensor) -> torch.dtype:
-    """Dtype of duals and moments: float64 for float64 parameters, float32 for all others."""
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
+class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
+    """Base of the Bregman optimizers; see ``LinBreg``."""
 
+    _state_names: tuple[str, ...] = ()  # tensors of the state that a step of a coordinate changes
 
-def effective_lam(group: dict[str, Any]) -> float:
-    return float(group["lam"]) * float(group["lam_scale"]) if group["reg"] != "none" else 0.0
-
-
-class BregmanOptimizer(Optimizer, abc.ABC):
-    """Base of the linearised Bregman optimizers; see ``LinBreg``."""
-
-    def __init__(self, params: Any, defaults: dict[str, Any], backend: str) -> None:
+    def __init__(
+        self, params: Any, defaults: dict[str, Any], backend: str, compact: bool = True
+    ) -> None:
         self.backend = check_backend(backend)
+        self._active = ActiveSet(self.backend, bool(compact))
         self._live: dict[Tensor, tuple[Tensor, int]] = {}
-        self._active_live: dict[Tensor, Tensor] = {}
-        super().__init__(params, {**defaults, "multilevel": True, "cycle_step": 0})
+        self._readout_hook: Callable[[], None] | None = None
+        rates = defaults["lr"]
+        if isinstance(rates, (list, tuple)):
+            params = _with_rates(list(params), list(rates))
+            defaults = {**defaults, "lr": rates[0]}
+        super().__init__(params, {**DEFAULTS, **defaults})
 
     # -- groups ------------------------------------------------------------------------------
 
@@ -42,26 +54,41 @@ class BregmanOptimizer(Optimizer, abc.ABC):
         """Add a group; it joins the cycle where that stands.
 
         Raises:
-            ValueError: an option is out of range, or ``coarse_steps`` or ``phase_offset`` differ
-                from those of the other groups (there is one cycle).
+            ValueError: an option is out of range, the regulariser has no meaning for a tensor of
+                the group, or ``coarse_steps`` or ``phase_offset`` differ from those of the other
+                groups (there is one cycle).
         """
         filled = {**self.defaults, **param_group}
         if self.param_groups:
             filled["cycle_step"] = self.param_groups[0]["cycle_step"]
-            for key in ("coarse_steps", "phase_offset"):
+            for key in _ONE_CYCLE:
                 if filled[key] != self.param_groups[0][key]:
                     raise ValueError(f"{key} must be the same in every group")
         self._check_group(filled)
         super().add_param_group(filled)
+        added = self.param_groups[-1]
+        try:
+            for p in added["params"]:
+                check_tensor(added, p, label(self.param_groups, p))
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "weight_decay", "lam", "lam_scale"):
+        for name in ("lr", "weight_decay", "dual_leak"):
             check_number(name, group[name], 0.0)
         check_number("delta", group["delta"], 0.0, strict=True)
-        if group["reg"] not in REGULARIZERS:
-            raise ValueError(f"reg must be one of {REGULARIZERS}, got {group['reg']!r}")
+        check_number("fine_scale", group["fine_scale"], 1.0)
+        check_options(group)
         m = check_int("coarse_steps", group["coarse_steps"], 0)
         check_int("phase_offset", group["phase_offset"], 0, m + 1)
+        if group["reg"] == "nuclear" and m > 0 and group["multilevel"]:
+            raise ValueError(
+                "reg 'nuclear' has no entries or groups to freeze: coarse_steps needs "
+                "multilevel=False in its group"
+            )
+        if group["reg"] not in (*ENTRYWISE, "none") and group["fine_scale"] != 1.0:
+            raise ValueError(f"fine_scale acts on entries: reg must be one of {ENTRYWISE}")
 
     # -- cycle -------------------------------------------------------------------------------
 
@@ -87,98 +114,70 @@ class BregmanOptimizer(Optimizer, abc.ABC):
         c, m = self._position(self.steps_taken - 1)
         return self.steps_taken > 0 and c < m
 
-    def _refresh_active(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """A := entries with |dual| > lam, packed; what lies outside is written as +0.0."""
-        lam = effective_lam(group)
-        alive = []
-        for p in params:
-            dual = self.state[p]["dual"]
-            # not (... <= lam), so that NaN counts as live, as in the kernels
-            alive.append(~(dual.abs() <= torch.tensor(lam, dtype=dual.dtype, device=dual.device)))
-        for p, mask, words in zip(
-            params, alive, pack_mask(alive, backend=self.backend), strict=True
-        ):
-            self.state[p]["active"] = words
-            self._active_live[p] = mask.sum()
-            p.masked_fill_(
-                ~mask, 0.0
-            )  # they are zero, unless lam or p was edited since the readout
-        self._after_refresh(params)
+    def _freezes(self, group: dict[str, Any]) -> bool:
+        return group["reg"] != "none" and group["multilevel"] and group["coarse_steps"] > 0
 
-    def _after_refresh(self, params: list[Tensor]) -> None:
-        """Hook for state that depends on which coordinates are frozen."""
-
-    # -- state -------------------------------------------------------------------------------
-
-    def _has_dual(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Unregularised parameters in float32 or float64 are their own dual."""
-        return group["reg"] != "none" or p.dtype != math_dtype(p)
-
-    def _subgradient_dual(self, group: dict[str, Any], p: Tensor) -> Tensor:
-        theta = p.detach().to(math_dtype(p))
-        return theta / group["delta"] + effective_lam(group) * theta.sign()
+    # -- lam ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def init_dual(self) -> None:
-        """Create the duals now, ``p / delta + lam sign(p)``, with the lam in force.
+    def set_lam(self, value: float, group: int | None = None, transfer: str = "rescale") -> None:
+        """Change the threshold and take the duals along.
 
-        Otherwise each is created at its parameter's first step. Existing ones stay.
+        Inside a coarse phase the change waits for the next full step: the support is fixed.
+
+        Args:
+            value: the new lam, >= 0; every group's own ``lam_scale`` multiplies it.
+            group: number of the parameter group; None: every regularised one.
+            transfer: "rescale" leaves the weights as they are and scales what zero weights have
+                accumulated by new / old lam; "keep" leaves the duals, so that every live weight
+                moves by -delta (new - old) sign(weight) and small ones die; "auto" keeps where lam
+                rises and rescales where it falls.
+
+        Raises:
+            ValueError: lam is out of range, or there is no such transfer or group.
         """
+        value = check_number("lam", value, 0.0)
+        check_transfer(transfer)
+        if group is not None:
+            check_int("group", group, 0, len(self.param_groups))
+        chosen = self.param_groups if group is None else [self.param_groups[group]]
+        for g in chosen:
+            if g["reg"] == "none":
+                continue
+            g["queued_lam"] = [value, TRANSFERS.index(transfer)]
+        if not self.last_was_coarse:
+            self._apply_queued_lam()
+
+    def _apply_queued_lam(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                if self._has_dual(group, p) and "dual" not in self.state[p]:
-                    self.state[p]["dual"] = self._subgradient_dual(group, p)
-
-    @torch.no_grad()
-    def sync_from_params(self) -> None:
-        """Make the duals anew from the parameters, after editing those by hand.
-
-        Discards what entries below the threshold have accumulated.
-        """
-        for group in self.param_groups:
-            for p in group["params"]:
-                if self._has_dual(group, p):
-                    self.state[p]["dual"] = self._subgradient_dual(group, p)
-                    self.state[p].pop("active", None)
-
-    def _zeros(self, p: Tensor, key: str) -> None:
-        if key not in self.state[p]:
-            self.state[p][key] = torch.zeros_like(p, dtype=math_dtype(p), requires_grad=False)
-
-    def live_counts(self) -> list[Tensor | None]:
-        """Nonzero entries of every parameter after its last step, in group order.
-
-        Returns:
-            0-dim int64 tensors on the device; None for a parameter that took no step since
-            construction or loading.
-        """
-        params = (p for group in self.param_groups for p in group["params"])
-        return [self._live[p][0][self._live[p][1]] if p in self._live else None for p in params]
-
-    def active_counts(self) -> list[Tensor | None]:
-        """Entries of the active set A of every parameter, in group order; None without a set."""
-        out: list[Tensor | None] = []
-        for p in (p for group in self.param_groups for p in group["params"]):
-            words = self.state[p].get("active") if p in self.state else None
-            if words is not None and p not in self._active_live:
-                self._active_live[p] = unpack_mask([words], [p.shape])[0].sum()
-            out.append(None if words is None else self._active_live[p])
-        return out
+            if group["queued_lam"] is None:
+                continue
+            value, number = group["queued_lam"]
+            group["queued_lam"] = None
+            old, group["lam"] = float(group["lam"]), value
+            known = [p for p in group["params"] if "dual" in self._own.get(p, {})]
+            duals = [self._own[p]["dual"] for p in known]
+            transfer_(group, known, duals, old, TRANSFERS[number], self.backend)
 
     # -- step --------------------------------------------------------------------------------
 
-    @abc.abstractmethod
     def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
         """Create the state a step of ``p`` needs."""
+        for name in self._wanted_state(group):
+            if name not in self._own[p]:
+                zeros = torch.zeros_like(p, dtype=math_dtype(p), requires_grad=False)
+                self._own[p][name] = zeros
+
+    def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
+        """Names of the moments and buffers of a group."""
+        return self._state_names
 
     def _call_key(self, p: Tensor) -> tuple:
         """Parameters with equal keys go into one kernel call."""
         return ()
 
     @abc.abstractmethod
-    def _kernel(
-        self, group: dict[str, Any], params: list[Tensor], duals: Any, active: Any, lam: float
-    ) -> Tensor:
+    def _kernel(self, group: dict[str, Any], work: Work, **modes: Any) -> Tensor:
         """Run the fused step; return the live counts."""
 
     @torch.no_grad()
@@ -193,78 +192,178 @@ class BregmanOptimizer(Optimizer, abc.ABC):
 
         Raises:
             RuntimeError: a sparse or complex gradient; nothing is modified.
-            ValueError: an option was set out of range; nothing is modified.
+            ValueError: an option was set out of range; with coarse steps, a full step's gradient is
+                not finite (frozen duals would keep it for a cycle); nothing is modified.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        where = f"{type(self).__name__}.step"
+        self._check_step()
+        coarse = self.next_is_coarse
+        if not coarse:
+            self._active.write_back(self._own)
+            self._apply_queued_lam()
+        pending = []
         for group in self.param_groups:
-            self._check_group(group)
-            for p in group["params"]:
-                if p.grad is not None:
-                    check_dense_gradient(where, self.param_groups, p)
-        t = self.steps_taken
-        c, m = self._position(t)
-        coarse = c < m
-        for group in self.param_groups:
-            with_grad = [p for p in group["params"] if p.grad is not None]
-            for p in with_grad:
-                if self._has_dual(group, p) and "dual" not in self.state[p]:
-                    self.state[p]["dual"] = self._subgradient_dual(group, p)
-            frozen = coarse and group["reg"] != "none" and group["multilevel"]
+            frozen = coarse and self._freezes(group)
             if frozen:
-                begins = t == 0 or c == 0
-                known = [p for p in group["params"] if "dual" in self.state.get(p, {})]
-                stale = [p for p in known if begins or "active" not in self.state[p]]
-                if stale:
-                    self._refresh_active(group, stale)
-            self._step_group(group, with_grad, frozen)
+                self._ready_active(group)
+            for work in self._works(group, frozen):
+                pending += self._move(group, work, coarse)
+        if pending and self._readout_hook is not None and not coarse:
+            self._readout_hook()
+        for group, work in pending:
+            self._read_out(group, work)
         for group in self.param_groups:
-            group["cycle_step"] = t + 1
+            group["cycle_step"] += 1
         return loss
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], frozen: bool) -> None:
+    def _check_step(self) -> None:
+        """Everything that may be wrong, before anything changes."""
+        where = f"{type(self).__name__}.step"
+        m, full = self.param_groups[0]["coarse_steps"], not self.next_is_coarse
+        for group in self.param_groups:
+            self._check_group(group)
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            for p in with_grad:
+                check_dense_gradient(where, self.param_groups, p)
+                if self._has_dual(group, p) and "dual" not in self._own.get(p, {}):
+                    check_start(group, p, label(self.param_groups, p))
+            if m > 0 and full and self._freezes(group):
+                self._check_finite(where, with_grad)
+
+    def _check_finite(self, where: str, params: list[Tensor]) -> None:
+        """Read the gradients once; one bool comes to the host."""
+        params = [p for p in params if p.numel()]
+        if not params:
+            return
+        home = params[0].device
+        largest = torch._foreach_norm([p.grad for p in params], float("inf"))  # type: ignore[misc]
+        finite = torch.stack([x.to(home, torch.float64) for x in largest]).isfinite()
+        if not bool(finite.all()):
+            p = params[int(finite.logical_not().nonzero()[0])]
+            raise ValueError(
+                f"{where}: the gradient of {label(self.param_groups, p)} has NaN or infinite "
+                "entries in a full step of the cycle"
+            )
+
+    def _ready_active(self, group: dict[str, Any]) -> None:
+        begins = self.steps_taken == 0 or self._position(self.steps_taken)[0] == 0
+        self._make_duals(group, [p for p in group["params"] if self._active.has_gradient(p)])
+        known = [p for p in group["params"] if "dual" in self._own.get(p, {})]
+        stale = [p for p in known if begins or "active" not in self._own[p]]
+        if stale:
+            self._active.refresh(group, stale, self._own)
+        self._active.locate(group, known, self._own)
+        if stale:
+            self._after_refresh(group, stale)
+
+    def _after_refresh(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Hook for state that depends on which coordinates are frozen."""
+
+    def _works(self, group: dict[str, Any], frozen: bool) -> list[Work]:
+        """The calls of a step of one group."""
+        params = [
+            p
+            for p in group["params"]
+            if p.grad is not None or (frozen and self._active.has_gradient(p))
+        ]
+        self._make_duals(group, params)
         calls: dict[tuple, list[Tensor]] = {}
         for p in params:
             self._prepare(group, p)
-            calls.setdefault((self._has_dual(group, p), *self._call_key(p)), []).append(p)
-        for (with_dual, *_), own in calls.items():
-            duals = [self.state[p]["dual"] for p in own] if with_dual else None
-            active = [self.state[p]["active"] for p in own] if frozen else None
-            live = self._kernel(group, own, duals, active, effective_lam(group))
-            self._live.update((p, (live, i)) for i, p in enumerate(own))
+            compact = frozen and self._active.compacts(p)
+            key = (compact, self._has_dual(group, p), *self._call_key(p))
+            calls.setdefault(key, []).append(p)
+        works = []
+        for (compact, with_dual, *_), own in calls.items():
+            if compact:
+                works.append(self._active.work(own, self._own, self._state_names))
+                continue
+            state = [self._own[p] for p in own]
+            works.append(
+                Work(
+                    own, own, [p.grad for p in own],  # type: ignore[misc]
+                    [s["dual"] for s in state] if with_dual else None,
+                    {n: [s[n] for s in state] for n in self._state_names if n in state[0]},
+                    self._active.masked(group, own, self._own) if frozen else None,
+                )
+            )  # fmt: skip
+        return works
 
-    # -- checkpoints -------------------------------------------------------------------------
+    def _move(
+        self, group: dict[str, Any], work: Work, coarse: bool
+    ) -> list[tuple[dict[str, Any], Work]]:
+        """Step the duals; what the kernel does not read out itself is returned."""
+        entrywise = group["reg"] in ENTRYWISE
+        inside = group["reg"] == "none" or (entrywise and (self._readout_hook is None or coarse))
+        scaled = entrywise and inside and not coarse and self._freezes(group)
+        live = self._kernel(
+            group, work, lam=lam_parts(group)[0] if inside else 0.0,
+            nonnegative=is_nonnegative(group), readout=inside,
+            dual_leak=float(group["dual_leak"]) if group["reg"] != "none" else 0.0,
+            fine_scale=float(group["fine_scale"]) if scaled else 1.0,
+        )  # fmt: skip
+        if not inside:
+            return [(group, work)]
+        self._count(work, live)
+        return []
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` gave; every tensor keeps the dtype it was saved in.
+    def _read_out(self, group: dict[str, Any], work: Work) -> None:
+        assert work.duals is not None
+        stats = readout_(group, work.params, work.duals, self.backend, tilings=work.tilings)
+        self._count(work, stats.live)
 
-        ``torch.optim.Optimizer`` would cast duals, moments, counts and mask words to the dtype of
-        the parameter.
+    def _count(self, work: Work, live: Tensor) -> None:
+        self._live.update((p, (live, i)) for i, p in enumerate(work.owners))
+        if work.tilings is not None:
+            self._active.show(work.owners)
 
-        Raises:
-            ValueError: the groups do not fit.
+    # -- duals -------------------------------------------------------------------------------
+
+    def _has_dual(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Unregularised parameters in float32 or float64 are their own dual."""
+        return group["reg"] != "none" or p.dtype != math_dtype(p)
+
+    def _subgradient_dual(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        theta = p.detach().to(math_dtype(p))
+        return theta / group["delta"] + subgradient(group, theta)
+
+    def _make_duals(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            if self._has_dual(group, p) and "dual" not in self._own[p]:
+                self._own[p]["dual"] = self._subgradient_dual(group, p)
+
+    @torch.no_grad()
+    def init_dual(self) -> None:
+        """Create the duals now, ``p / delta + subgradient(p)``, with the lam in force.
+
+        Otherwise each is created at its parameter's first step. Existing ones stay.
         """
-        super().load_state_dict(state_dict)
-        params = [p for group in self.param_groups for p in group["params"]]
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, p in zip(ids, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor):
-                    if value.numel() != p.numel() and key != "active":
-                        raise ValueError(
-                            f"{type(self).__name__}.load_state_dict: {key} of "
-                            f"{label(self.param_groups, p)} has {value.numel()} elements"
-                        )
-                    self.state[p][key] = value.detach().clone().to(p.device)
-        self._live, self._active_live = {}, {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                check_start(group, p, label(self.param_groups, p))
+            self._make_duals(group, group["params"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "backend": self.backend}
+    @torch.no_grad()
+    def sync_from_params(self) -> None:
+        """Make the duals anew from the parameters, after editing those by hand.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.setdefault("_live", {})
-        self.__dict__.setdefault("_active_live", {})
+        Discards what entries below the threshold have accumulated.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                if self._has_dual(group, p):
+                    self._own[p]["dual"] = self._subgradient_dual(group, p)
+                    self._own[p].pop("active", None)
+        self._active.forget()
+
+
+def _with_rates(groups: list[Any], rates: list[float]) -> list[dict[str, Any]]:
+    """Parameter groups with a learning rate each."""
+    if not groups or not isinstance(groups[0], dict):
+        groups = [{"params": groups}]
+    if len(rates) != len(groups):
+        raise ValueError(f"lr has {len(rates)} values for {len(groups)} parameter groups")
+    return [{**g, "lr": lr} for g, lr in zip(groups, rates, strict=True)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ._regularizers import GROUPED
 from ._support import check_number
 
 _WEIGHTED = (
@@ -18,6 +19,11 @@ _WEIGHTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def usual_groups(p: Tensor) -> str:
+    """Groups of a weight by its dimensions: rows, 2-D kernels, else filters."""
+    return {2: "rows", 4: "kernels"}.get(p.dim(), "filters")
 
 
 def regularized_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -45,9 +51,13 @@ def regularized_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def bregman_param_groups(
-    model: nn.Module, reg: str = "l1", lam: float = 0.0, **options: Any
+    model: nn.Module,
+    reg: str = "l1",
+    lam: float = 0.0,
+    groups: str | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Sort a model's parameters by module type into a regularised and a plain group.
+    """Sort a model's parameters by module type into regularised groups and a plain one.
 
     Regularised: weights of linear, convolution, recurrent and attention layers. Plain
     (``reg="none"``): biases, parameters of normalisation layers, embeddings (and weights tied to
@@ -55,12 +65,17 @@ def bregman_param_groups(
 
     Args:
         model: the model; frozen parameters are left out.
-        reg: regulariser of the first group, "l1" or "none".
-        lam: threshold of the first group, >= 0.
-        options: for both groups, such as ``delta`` or ``lr``.
+        reg: regulariser of the first groups, a name as in ``LinBreg``.
+        lam: their threshold, >= 0.
+        groups: of "l1_l2" and "sparse_group", as in ``LinBreg``; None: the 2-D kernels of 2-D
+            convolutions, the rows of 2-D weights and the filters of all others, in groups of their
+            own.
+        options: for all groups, such as ``delta`` or ``lr``; ``block`` and ``l1_ratio`` for the
+            regularised ones.
 
     Returns:
-        Two groups (one if a group would be empty) for ``LinBreg`` or ``AdaBreg``.
+        One or more groups (those that would be empty are left out) for ``LinBreg``, ``AdaBreg`` or
+        ``ProxSGD``.
 
     Raises:
         ValueError: ``lam`` is out of range or the model has no trainable parameter.
@@ -72,14 +87,25 @@ def bregman_param_groups(
         [('l1', 1), ('none', 3)]
     """
     check_number("lam", lam, 0.0)
-    weights = regularized_weights(model)
-    chosen = {id(p) for p in weights.values()}
+    weights = list(regularized_weights(model).values())
+    chosen = {id(p) for p in weights}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    groups = [
-        {"params": list(weights.values()), "reg": reg, "lam": lam, **options},
-        {"params": rest, "reg": "none", **options},
+    own = {name: options.pop(name) for name in ("block", "l1_ratio") if name in options}
+    by_kind: dict[str | None, list[Tensor]] = {groups: weights}
+    if reg in GROUPED and groups is None:
+        by_kind = {}
+        for p in weights:
+            by_kind.setdefault(usual_groups(p), []).append(p)
+    filled = [
+        {"params": params, "reg": reg, "lam": lam, **own, **options, "groups": kind}
+        for kind, params in by_kind.items()
+        if params
     ]
-    filled = [g for g in groups if g["params"]]
+    if not any(g["groups"] for g in filled):
+        for g in filled:
+            del g["groups"]
+    if rest:
+        filled.append({"params": rest, "reg": "none", **options})
     if not filled:
         raise ValueError("bregman_param_groups: the model has no trainable parameter")
     return filled

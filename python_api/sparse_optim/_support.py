@@ -53,6 +53,15 @@ def check_number(
     return number
 
 
+def check_momentum(group: dict[str, Any]) -> None:
+    """ValueError unless momentum and nesterov of a parameter group go together."""
+    if not 0.0 <= group["momentum"] < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}")
+    plain = group.get("momentum_form", "sgd") == "sgd"
+    if group["nesterov"] and (group["momentum"] == 0.0 or not plain):
+        raise ValueError("nesterov needs momentum > 0 of the 'sgd' form")
+
+
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return ``value`` as an int; ValueError unless it is integral and in [low, high)."""
     if isinstance(value, bool):

@@ -1,7 +1,8 @@
-"""Linearised Bregman optimizers: ``LinBreg``, ``AdaBreg`` and how a model's groups are sorted."""
+"""Bregman optimizers: ``LinBreg``, ``AdaBreg``, beside them ``ProxSGD``; a model's groups."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from sparse_kernels import adabreg_step_, linbreg_step_
 
+from ._active_set import Work
 from ._bregman import BregmanOptimizer
 from ._param_groups import bregman_param_groups
-from ._support import check_number
+from ._proxsgd import ProxSGD
+from ._support import check_momentum, check_number
 
-__all__ = ["AdaBreg", "LinBreg", "bregman_param_groups"]
+__all__ = ["AdaBreg", "LinBreg", "ProxSGD", "bregman_param_groups"]
 
 
 class LinBreg(BregmanOptimizer):
@@ -25,25 +28,42 @@ class LinBreg(BregmanOptimizer):
     ``b = momentum b + (1 - momentum) lr g`` and v moves by b itself. A weight that is zero is born
     once its accumulated ``lr |gradient|`` passes lam.
 
-    Multilevel cycle (``coarse_steps = m > 0``): m coarse steps on the entries that were nonzero
-    when the phase began (everything else keeps its dual, momentum and zero, whatever its gradient),
-    then one full step. Unregularised groups and those with ``multilevel=False``, step fully always.
+    Regularisers, by name, with the effective threshold lam * lam_scale:
+        "none": plain SGD; "l1": entries; "l1_pos": entries, weights >= 0; "l1_l2": whole groups,
+        ``v_g max(1 - lam sqrt(n_g) / |v_g|, 0)``; "sparse_group": that with (1 - l1_ratio) lam
+        after shrinking entries by l1_ratio lam; "nuclear": singular values of [outputs, rest].
+
+    Multilevel cycle (``coarse_steps = m > 0``): m coarse steps on the units (entries or groups)
+    that were nonzero when the phase began (everything else keeps its dual, momentum and zero,
+    whatever its gradient), then one full step. Unregularised groups and those with
+    ``multilevel=False`` step fully always. A coarse step works on copies of the active units: its
+    cost follows their number.
 
     Args:
-        params: parameters or groups; the options up to ``lam_scale``, ``maximize`` and
-            ``multilevel`` (True) may differ per group. See ``bregman_param_groups``.
-        lr: step size of the dual, >= 0.
+        params: parameters or groups; all options but ``coarse_steps`` and ``phase_offset`` may
+            differ per group, ``multilevel`` (True) too. See ``bregman_param_groups``.
+        lr: step size of the dual, >= 0; or a list, one per group.
         momentum: in [0, 1).
         momentum_form: "sgd" (lr outside the buffer) or "ema" (lr inside, as the authors' code).
         nesterov: only with momentum of the "sgd" form.
         weight_decay: decoupled decay in the dual, >= 0; acts on nonzero weights only.
         delta: elastic parameter, > 0: learning rate multiplier of live weights.
-        reg: "none" (plain SGD) or "l1".
+        reg: name of the regulariser.
         lam: threshold of the dual, >= 0.
         lam_scale: factor on lam, per group.
+        groups: of "l1_l2" and "sparse_group": "rows" (of a 2-D weight), "kernels" (the 2-D kernels
+            of a convolution), "filters" (everything of one output) or "blocks".
+        block: (rows, columns) of one block of the weight as [outputs, rest].
+        l1_ratio: share of lam that acts on entries, in [0, 1], of "sparse_group".
+        dual_leak: >= 0; zero entries forget this fraction of their dual per step, so that a
+            gradient below dual_leak lam / lr never brings a weight to life.
         coarse_steps: m >= 0, coarse steps per cycle.
         phase_offset: start position in the cycle, 0 (coarse first) to m (full step first).
+        fine_scale: >= 1; in a full step of a cycle the dual step of zero entries is so many times
+            longer, with what is born capped at one step's length. For "l1" and "l1_pos".
         maximize: ascend instead.
+        compact: copy active entries in coarse phases where that pays; False: work under bit masks
+            throughout, which a CUDA graph can capture. The results are the same bits.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Raises:
@@ -52,7 +72,7 @@ class LinBreg(BregmanOptimizer):
     State:
         "dual" float32 (float64 for float64 parameters), 4 bytes per parameter, where reg is not
         "none" or the parameter has 16 bits (then it is the master copy); "momentum_buffer"
-        likewise with momentum; "active" int32 words, 1/8 byte per parameter, with coarse steps.
+        likewise with momentum; "active" int32 words, 1/8 byte per unit, with coarse steps.
 
     Source: Bungert, Roith, Tenbrinck, Burger, arXiv 2105.04319, algorithm 1; multilevel form after
         arXiv 2602.03535.
@@ -66,10 +86,12 @@ class LinBreg(BregmanOptimizer):
         (tensor([0.0000, 1.5000]), [tensor(1)])
     """
 
+    _state_names = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: float | Sequence[float] = 1e-3,
         momentum: float = 0.0,
         momentum_form: str = "sgd",
         nesterov: bool = False,
@@ -78,47 +100,45 @@ class LinBreg(BregmanOptimizer):
         reg: str = "none",
         lam: float = 0.0,
         lam_scale: float = 1.0,
+        groups: str | None = None,
+        block: tuple[int, int] | None = None,
+        l1_ratio: float = 0.5,
+        dual_leak: float = 0.0,
         coarse_steps: int = 0,
         phase_offset: int = 0,
+        fine_scale: float = 1.0,
         maximize: bool = False,
         *,
+        compact: bool = True,
         backend: str = "auto",
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "momentum_form": momentum_form, "nesterov": nesterov,
             "weight_decay": weight_decay, "delta": delta, "reg": reg, "lam": lam,
-            "lam_scale": lam_scale, "coarse_steps": coarse_steps, "phase_offset": phase_offset,
-            "maximize": maximize,
+            "lam_scale": lam_scale, "groups": groups, "block": block, "l1_ratio": l1_ratio,
+            "dual_leak": dual_leak, "coarse_steps": coarse_steps, "phase_offset": phase_offset,
+            "fine_scale": fine_scale, "maximize": maximize,
         }  # fmt: skip
-        super().__init__(params, defaults, backend)
+        super().__init__(params, defaults, backend, compact)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        if not 0.0 <= group["momentum"] < 1.0:
-            raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}")
+        check_momentum(group)
         if group["momentum_form"] not in ("sgd", "ema"):
             raise ValueError(
                 f"momentum_form must be 'sgd' or 'ema', got {group['momentum_form']!r}"
             )
-        if group["nesterov"] and (group["momentum"] == 0.0 or group["momentum_form"] != "sgd"):
-            raise ValueError("nesterov needs momentum > 0 of the 'sgd' form")
 
-    def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
-        if group["momentum"] != 0.0:
-            self._zeros(p, "momentum_buffer")
+    def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
+        return self._state_names if group["momentum"] != 0.0 else ()
 
-    def _kernel(
-        self, group: dict[str, Any], params: list[Tensor], duals: Any, active: Any, lam: float
-    ) -> Tensor:
-        buffers = None
-        if group["momentum"] != 0.0:
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
+    def _kernel(self, group: dict[str, Any], work: Work, **modes: Any) -> Tensor:
         return linbreg_step_(
-            params, [p.grad for p in params], duals, float(group["lr"]), lam,  # type: ignore[misc]
-            float(group["delta"]), float(group["momentum"]), buffers,
-            momentum_form=group["momentum_form"], nesterov=bool(group["nesterov"]),
-            weight_decay=float(group["weight_decay"]), active=active,
-            maximize=bool(group["maximize"]), backend=self.backend,
+            work.params, work.grads, work.duals, float(group["lr"]), delta=float(group["delta"]),
+            momentum=float(group["momentum"]), momentum_form=group["momentum_form"],
+            momentum_buffers=work.buffers.get("momentum_buffer"), active=work.active,
+            nesterov=bool(group["nesterov"]), weight_decay=float(group["weight_decay"]),
+            maximize=bool(group["maximize"]), backend=self.backend, **modes,
         )  # fmt: skip
 
 
@@ -131,8 +151,8 @@ class AdaBreg(BregmanOptimizer):
     sign, whatever the size of its gradient.
 
     Args:
-        params, lr, weight_decay, delta, reg, lam, lam_scale, coarse_steps, phase_offset, maximize,
-            backend: as in ``LinBreg``.
+        params, lr, weight_decay, delta, reg, lam, lam_scale, groups, block, l1_ratio, dual_leak,
+            coarse_steps, phase_offset, fine_scale, maximize, compact, backend: as in ``LinBreg``.
         betas: (beta1, beta2), each in [0, 1).
         eps: added outside the root, after the bias correction, >= 0.
         adam_time: what n counts with coarse steps: "coordinate", the updates of each coordinate, or
@@ -161,10 +181,12 @@ class AdaBreg(BregmanOptimizer):
         tensor([-0.1250,  0.1250])
     """
 
+    _state_names = ("exp_avg", "exp_avg_sq", "count")
+
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: float | Sequence[float] = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adam_time: str = "coordinate",
@@ -173,10 +195,16 @@ class AdaBreg(BregmanOptimizer):
         reg: str = "none",
         lam: float = 0.0,
         lam_scale: float = 1.0,
+        groups: str | None = None,
+        block: tuple[int, int] | None = None,
+        l1_ratio: float = 0.5,
+        dual_leak: float = 0.0,
         coarse_steps: int = 0,
         phase_offset: int = 0,
+        fine_scale: float = 1.0,
         maximize: bool = False,
         *,
+        compact: bool = True,
         backend: str = "auto",
     ) -> None:
         if adam_time not in ("coordinate", "global"):
@@ -184,10 +212,11 @@ class AdaBreg(BregmanOptimizer):
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "adam_time": adam_time,
             "weight_decay": weight_decay, "delta": delta, "reg": reg, "lam": lam,
-            "lam_scale": lam_scale, "coarse_steps": coarse_steps, "phase_offset": phase_offset,
-            "maximize": maximize,
+            "lam_scale": lam_scale, "groups": groups, "block": block, "l1_ratio": l1_ratio,
+            "dual_leak": dual_leak, "coarse_steps": coarse_steps, "phase_offset": phase_offset,
+            "fine_scale": fine_scale, "maximize": maximize,
         }  # fmt: skip
-        super().__init__(params, defaults, backend)
+        super().__init__(params, defaults, backend, compact)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -199,43 +228,35 @@ class AdaBreg(BregmanOptimizer):
                 f"adam_time must be 'coordinate' or 'global', got {group['adam_time']!r}"
             )
 
+    def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
+        return "exp_avg", "exp_avg_sq"
+
     def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
-        self._zeros(p, "exp_avg")
-        self._zeros(p, "exp_avg_sq")
-        self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        super()._prepare(group, p)
+        self._own[p]["step"] = self._own[p].get("step", 0) + 1
 
     def _call_key(self, p: Tensor) -> tuple:
-        return self.state[p]["step"], "count" in self.state[p]
+        return self._own[p]["step"], "count" in self._own[p]
 
-    def _after_refresh(self, params: list[Tensor]) -> None:
+    def _after_refresh(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Start counting per coordinate in tensors where something freezes.
 
-        Until then all counts agree and the step number says the same. Reads the device once per
-        cycle, until every tensor counts.
+        Until then all counts agree and the step number says the same.
         """
-        timed = {
-            p for g in self.param_groups if g["adam_time"] == "coordinate" for p in g["params"]
-        }
-        uncounted = [p for p in params if p in timed and "count" not in self.state[p]]
-        if not uncounted:
+        if group["adam_time"] != "coordinate":
             return
-        home = uncounted[0].device
-        live = torch.stack([self._active_live[p].to(home) for p in uncounted]).tolist()
-        for p, n in zip(uncounted, live, strict=True):
-            if n < p.numel():
-                self.state[p]["count"] = torch.full_like(
-                    p, self.state[p].get("step", 0), dtype=torch.int32, requires_grad=False
+        for p in params:
+            if "count" not in self._own[p] and int(self._active.counts[p]) < p.numel():
+                self._own[p]["count"] = torch.full_like(
+                    p, self._own[p].get("step", 0), dtype=torch.int32, requires_grad=False
                 )
 
-    def _kernel(
-        self, group: dict[str, Any], params: list[Tensor], duals: Any, active: Any, lam: float
-    ) -> Tensor:
-        state = [self.state[p] for p in params]
+    def _kernel(self, group: dict[str, Any], work: Work, **modes: Any) -> Tensor:
         return adabreg_step_(
-            params, [p.grad for p in params], duals, [s["exp_avg"] for s in state],  # type: ignore[misc]
-            [s["exp_avg_sq"] for s in state], float(group["lr"]), lam, float(group["delta"]),
-            step=state[0]["step"], betas=tuple(group["betas"]), eps=float(group["eps"]),
-            weight_decay=float(group["weight_decay"]),
-            counts=[s["count"] for s in state] if "count" in state[0] else None, active=active,
-            maximize=bool(group["maximize"]), backend=self.backend,
+            work.params, work.grads, work.duals, work.buffers["exp_avg"],
+            work.buffers["exp_avg_sq"], float(group["lr"]), delta=float(group["delta"]),
+            step=self._own[work.owners[0]]["step"], betas=tuple(group["betas"]),
+            eps=float(group["eps"]), weight_decay=float(group["weight_decay"]),
+            counts=work.buffers.get("count"), active=work.active,
+            maximize=bool(group["maximize"]), backend=self.backend, **modes,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from .mask_count import count_ones, mask_ranks
 from .mask_dropgrow import mask_dropgrow
 from .mask_nm import mask_nm
 from .mask_pack import pack_mask, unpack_mask
-from .mask_topk import mask_topk
+from .mask_topk import kth_largest, mask_topk
 from .masked_perturb import masked_perturb_
 from .norm import grad_norm
 from .prox_group import ProxStats, Tiling, prox_group_
@@ -25,6 +25,7 @@ __all__ = [
     "derive_key",
     "gather_entries",
     "grad_norm",
+    "kth_largest",
     "linbreg_step_",
     "live_mask",
     "mask_apply_",

@@ -50,6 +50,17 @@ def ordered_keys(score: Tensor, kind: str, key: Tensor | None, first: int) -> Te
     return torch.where(x.isnan(), 0, keys)
 
 
+def value_of_key(key: Tensor, bits: int) -> Tensor:
+    """The score whose key this is: float32 for 32 bits, float64 for 64; NaN for key 0."""
+    if bits == 64:
+        raw = torch.where(key < 0, key ^ _SIGN64, ~key)
+        value = raw.view(torch.float64)
+    else:
+        raw = torch.where(key >= 2**31, key - 2**31, ~key)
+        value = raw.to(torch.int32).view(torch.float32)
+    return torch.where(key == 0, torch.nan, value)
+
+
 def digit(keys: Tensor, shift: int, bits: int) -> Tensor:
     """``bits`` bits of the keys from bit ``shift`` on (a logical shift)."""
     return (keys >> shift) & ((1 << bits) - 1)
