@@ -2,7 +2,7 @@
 
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, bregman_param_groups
-from .flops import SparseFlops, bregman_cost_ratio
+from .flops import SparseFlops, training_flops_ratio
 from .implicit import ImplicitMask
 from .masks import (
     BitMask,
@@ -58,11 +58,11 @@ __all__ = [
     "SmallMagnitudeMask",
     "SparseFlops",
     "SparseTraining",
-    "bregman_cost_ratio",
     "bregman_param_groups",
     "class_balanced",
     "layer_counts",
     "live_count",
     "select_top",
     "sparse_init_",
+    "training_flops_ratio",
 ]

@@ -252,7 +252,9 @@ def run_train(options: TrainOptions) -> None:
         result = run.result_text()
         print(
             f"epoch {epoch:>3}/{options.epochs}  loss {loss:.4f}  {result}  "
-            f"zero weights {run.sparsity():.2f} %  {time.perf_counter() - start:.1f} s, "
+            f"zero weights {run.sparsity():.2f} %  "
+            f"FLOPs so far {report.flops_text(run.flops_percent())}  "
+            f"{time.perf_counter() - start:.1f} s, "
             f"{report.ms_text(run.whole_ms_per_step())} ms/step, "
             f"peak memory {peak_memory(options.device) / 1e6:.0f} MB",
             flush=True,
