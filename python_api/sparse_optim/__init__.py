@@ -2,6 +2,7 @@
 
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, bregman_param_groups
+from .export import ExportReport, export
 from .flops import SparseFlops, training_flops_ratio
 from .implicit import ImplicitMask
 from .masks import (
@@ -43,6 +44,7 @@ __all__ = [
     "AdaBreg",
     "BitMask",
     "DynamicMask",
+    "ExportReport",
     "FisherMask",
     "GraSP",
     "ImplicitMask",
@@ -60,6 +62,7 @@ __all__ = [
     "SparseTraining",
     "bregman_param_groups",
     "class_balanced",
+    "export",
     "layer_counts",
     "live_count",
     "select_top",

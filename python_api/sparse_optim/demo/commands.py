@@ -262,7 +262,7 @@ def run_train(options: TrainOptions) -> None:
         start = time.perf_counter()
     saved = ""
     if options.save is not None:
-        checkpoint.save(run, _saved_options(options), options.save)
+        checkpoint.save(run, _saved_options(options, data), options.save)
         saved = f"; saved to {options.save}"
     print(
         f"{recipe.optimizer}: {result}, zero weights "
@@ -271,11 +271,13 @@ def run_train(options: TrainOptions) -> None:
     )
 
 
-def _saved_options(options: TrainOptions) -> dict[str, Any]:
+def _saved_options(options: TrainOptions, data: Data) -> dict[str, Any]:
     return {
         "data": options.data,
         "package": options.package,
         "model": options.model_name,
+        "shape": tuple(data.shape),
+        "classes": data.classes,
         "optimizer": options.recipe.optimizer,
         "seed": options.seed,
         **options.sizes,
