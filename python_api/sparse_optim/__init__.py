@@ -2,7 +2,7 @@
 
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, bregman_param_groups
-from .export import ExportReport, export
+from .export import ExportReport, export_model
 from .flops import SparseFlops, training_flops_ratio
 from .implicit import ImplicitMask
 from .masks import (
@@ -62,7 +62,7 @@ __all__ = [
     "SparseTraining",
     "bregman_param_groups",
     "class_balanced",
-    "export",
+    "export_model",
     "layer_counts",
     "live_count",
     "select_top",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ _WARM_UP = 2
 _REPEATS = 15
 _CUDA_SPARSE = (torch.float16, torch.bfloat16)  # of torch's 2:4 kernels, beside int8
 _CPU_SPARSE = (torch.float32, torch.float64)  # of the library behind torch's CSR product
+
+_FIXED_FORM = (nn.TransformerEncoderLayer, nn.MultiheadAttention)  # read their layers' weights
+WEIGHTED = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)  # fmt: skip
 
 
 class CSRLinear(nn.Module):
@@ -184,11 +190,19 @@ def rounding_bound(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def median_ms(
-    calls: Sequence[tuple[nn.Module, tuple[Any, ...]]], device: torch.device
+    calls: Sequence[tuple[nn.Module, tuple[Any, ...]]],
+    device: torch.device,
+    prepare: Sequence[Callable[[], None]] | None = None,
 ) -> list[float]:
-    """Median milliseconds of several calls that take turns, after some that do not count."""
+    """Median milliseconds of several calls that take turns, after some that do not count.
 
-    def once(module: nn.Module, args: tuple[Any, ...]) -> float:
+    What stands in ``prepare`` runs before the call of the same number and is not timed.
+    """
+
+    def once(i: int) -> float:
+        module, args = calls[i]
+        if prepare is not None:
+            prepare[i]()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -197,5 +211,57 @@ def median_ms(
             torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - start)
 
-    times = [[once(*call) for call in calls] for _ in range(_WARM_UP + _REPEATS)]
+    times = [[once(i) for i in range(len(calls))] for _ in range(_WARM_UP + _REPEATS)]
     return [statistics.median(column) for column in zip(*times[_WARM_UP:], strict=True)]
+
+
+# -- what a forward shows ------------------------------------------------------------------------
+
+
+def call_model(model: nn.Module, args: tuple[Any, ...]) -> Tensor:
+    out = model(*args)
+    if not isinstance(out, Tensor):
+        raise ValueError(f"export_model: the model must return a tensor, got {type(out).__name__}")
+    return out
+
+
+def layer_inputs(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
+    """First input of every weight layer that is called as a module."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHTED):
+
+            def hook(m: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+                if inputs:
+                    found.setdefault(name, inputs[0].detach().clone())
+
+            handles.append(module.register_forward_pre_hook(hook))
+    try:
+        call_model(model, args)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in all places of another."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def general_refusal(model: nn.Module, name: str, layer: nn.Module, called: bool) -> str | None:
+    parts = name.split(".")
+    above = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        return f"no sparse form of {type(layer).__name__}"
+    if any(isinstance(m, _FIXED_FORM) for m in above):
+        return "the module around it reads the weight itself"
+    if not called:
+        return "not called as a module on the example"
+    if layer._forward_hooks or layer._forward_pre_hooks or "weight" not in layer._parameters:
+        return "has forward hooks"
+    return None

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 
 from ._compact import compact_
 from ._export_layers import (
+    WEIGHTED,
     CSRLinear,
     bytes_of,
+    call_model,
     csr_refusal,
     full_precision,
+    general_refusal,
+    layer_inputs,
     median_ms,
+    replace_module,
     rounding_bound,
     summing_error,
     two_four_linear,
@@ -27,64 +33,6 @@ from ._export_report import ExportedLayer, ExportReport
 from ._support import check_number
 
 LAYOUTS = ("auto", "csr", "2:4", "compact")
-_FIXED_FORM = (nn.TransformerEncoderLayer, nn.MultiheadAttention)  # read their layers' weights
-_WEIGHTED = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)  # fmt: skip
-
-
-# -- what a forward shows ------------------------------------------------------------------------
-
-
-def _call(model: nn.Module, args: tuple[Any, ...]) -> Tensor:
-    out = model(*args)
-    if not isinstance(out, Tensor):
-        raise ValueError(f"export: the model must return a tensor, got {type(out).__name__}")
-    return out
-
-
-def _inputs(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
-    """First input of every weight layer that is called as a module."""
-    found: dict[str, Tensor] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, _WEIGHTED):
-
-            def hook(m: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-                if inputs:
-                    found.setdefault(name, inputs[0].detach().clone())
-
-            handles.append(module.register_forward_pre_hook(hook))
-    try:
-        _call(model, args)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in all places of another."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-
-
-def _general_refusal(model: nn.Module, name: str, layer: nn.Module, called: bool) -> str | None:
-    parts = name.split(".")
-    above = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-    if type(layer) not in (nn.Linear, nn.Conv2d):
-        return f"no sparse form of {type(layer).__name__}"
-    if any(isinstance(m, _FIXED_FORM) for m in above):
-        return "the module around it reads the weight itself"
-    if not called:
-        return "not called as a module on the example"
-    if layer._forward_hooks or layer._forward_pre_hooks or "weight" not in layer._parameters:
-        return "has forward hooks"
-    return None
-
 
 _MAKERS: dict[str, tuple[Callable[[Any], str | None], Callable[[Any], nn.Module]]] = {
     "csr": (csr_refusal, CSRLinear),
@@ -119,7 +67,7 @@ def _check_layer(name: str, layer: Any, form: nn.Module, x: Tensor) -> float:
         bound = rounding_bound(layer, x).to(torch.float64)
     if not bool((gap <= bound).all()):  # NaN too
         raise RuntimeError(
-            f"export: the outputs of {name!r} differ by {float(gap.max()):.3g}, more than "
+            f"export_model: the outputs of {name!r} differ by {float(gap.max()):.3g}, more than "
             f"{float(bound.max()):.3g}"
         )
     return float(gap.max()) if gap.numel() else 0.0
@@ -127,13 +75,14 @@ def _check_layer(name: str, layer: Any, form: nn.Module, x: Tensor) -> float:
 
 def _convert(model: nn.Module, args: tuple[Any, ...], layout: str) -> list[ExportedLayer]:
     """Replace the layers of a copy in place; a row for each."""
-    inputs = _inputs(model, args)
+    inputs = layer_inputs(model, args)
     layouts = ("csr", "2:4") if layout == "auto" else (layout,)
     rows = []
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, _WEIGHTED)]:
+    swaps: list[tuple[ExportedLayer, nn.Module, nn.Module]] = []
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, WEIGHTED)]:
         row = _row(name, layer)
         rows.append(row)
-        refusal = _general_refusal(model, name, layer, name in inputs)
+        refusal = general_refusal(model, name, layer, name in inputs)
         if refusal is not None:
             row.reason = refusal
             continue
@@ -146,12 +95,53 @@ def _convert(model: nn.Module, args: tuple[Any, ...], layout: str) -> list[Expor
         row.dense_ms, *times = median_ms(calls, x.device)
         best, row.exported_ms = min(zip(forms, times, strict=True), key=lambda pair: pair[1])
         row.exported_bytes, row.max_difference = bytes_of(forms[best]), gaps[best]
-        if layout == "auto" and row.exported_ms >= row.dense_ms:
-            row.reason = f"{best} is slower"
-            continue
         row.layout, row.reason = best, ""
-        _replace(model, layer, forms[best])
+        replace_module(model, layer, forms[best])
+        swaps.append((row, layer, forms[best]))
+    if layout == "auto":
+        _drop_slow(model, args, swaps)
     return rows
+
+
+def _drop_slow(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    swaps: list[tuple[ExportedLayer, nn.Module, nn.Module]],
+) -> None:
+    """Go back to dense layers one by one where the whole model is faster with them.
+
+    A layer's own time does not tell: the next one may have to copy what it gives.
+    """
+    device = next(t.device for t in (*model.parameters(), *model.buffers()))
+    kept = list(swaps)
+    for swap in swaps:
+        row, layer, form = swap
+        ways = [
+            partial(replace_module, model, layer, form),
+            partial(replace_module, model, form, layer),
+        ]
+        sparse_ms, dense_ms = median_ms([(model, args)] * 2, device, ways)
+        if sparse_ms < dense_ms:
+            ways[0]()
+            continue
+        kept.remove(swap)
+        row.reason = f"the model is faster without {row.layout} here"
+        row.layout = "dense"
+    if not kept:
+        return
+
+    def put(sparse: bool) -> None:
+        for _, layer, form in kept:
+            replace_module(model, *((layer, form) if sparse else (form, layer)))
+
+    ways = [partial(put, True), partial(put, False)]
+    sparse_ms, dense_ms = median_ms([(model, args)] * 2, device, ways)
+    if sparse_ms < dense_ms:
+        put(True)
+        return
+    for row, _, _ in kept:
+        row.reason = f"the model is faster without {row.layout}"
+        row.layout = "dense"
 
 
 def _row(name: str, layer: Any) -> ExportedLayer:
@@ -164,10 +154,10 @@ def _row(name: str, layer: Any) -> ExportedLayer:
 
 def _compact(dense: nn.Module, model: nn.Module, args: tuple[Any, ...]) -> list[ExportedLayer]:
     compact_(model)
-    before, after = _inputs(dense, args), _inputs(model, args)
+    before, after = layer_inputs(dense, args), layer_inputs(model, args)
     rows = []
     for name, layer in dense.named_modules():
-        if not isinstance(layer, _WEIGHTED):
+        if not isinstance(layer, WEIGHTED):
             continue
         row, own = _row(name, layer), model.get_submodule(name)
         rows.append(row)
@@ -202,23 +192,23 @@ def _check_whole(
     for row in rows:
         if row.layout in ("csr", "2:4"):  # 2:4 has no float64: its zeros are tested as CSR
             layer: Any = other.get_submodule(row.name)
-            _replace(other, layer, CSRLinear(layer))
+            replace_module(other, layer, CSRLinear(layer))
     with full_precision():
-        expected, found = _call(reference, wide), _call(other, wide)
+        expected, found = call_model(reference, wide), call_model(other, wide)
     size = max(float(expected.abs().max()), torch.finfo(torch.float64).tiny)
     gap = float((expected - found).abs().max()) / size
     fan_ins = [math.prod(row.shape[1:]) for row in rows]
     bound = 2.0 * sum(summing_error(k + 1, torch.float32) for k in fan_ins)
     if not gap <= bound:
         raise RuntimeError(
-            f"export: in float64 the outputs differ by {gap:.3g} of the largest, more than "
+            f"export_model: in float64 the outputs differ by {gap:.3g} of the largest, more than "
             f"{bound:.3g}"
         )
     return gap, bound
 
 
 @torch.no_grad()
-def export(
+def export_model(
     model: nn.Module, example_input: Any, layout: str = "auto", tolerance: float | None = None
 ) -> ExportReport:
     """Turn a trained model into one for inference that uses its zero weights, and measure it.
@@ -232,9 +222,10 @@ def export(
         model: stays as it is.
         example_input: a batch, or a tuple of the model's arguments, of the size to be fast for.
         layout: "csr": linear layers and 1x1 convolutions with a zero, whatever their speed; "2:4":
-            linear layers with that pattern, where torch and the device have kernels; "auto": of
-            both the fastest on the example, dense where neither is faster; "compact": smaller dense
-            layers, without units that are constant or unread, in every ``nn.Sequential``.
+            linear layers with that pattern, where torch and the device have kernels; "auto": the
+            faster of both, and dense where the whole model is faster on the example; "compact":
+            smaller dense layers, without units that are constant or unread, in every
+            ``nn.Sequential``.
         tolerance: largest difference allowed between the outputs of both models in their own
             dtype; None: only the bounds.
 
@@ -253,7 +244,7 @@ def export(
         ...                             torch.nn.Linear(32, 4))
         >>> with torch.no_grad():
         ...     _ = model[0].weight[:, 4:].zero_()
-        >>> report = export(model, torch.ones(2, 64), layout="csr")
+        >>> report = export_model(model, torch.ones(2, 64), layout="csr")
         >>> [(row.name, row.layout, row.reason) for row in report.layers]
         [('0', 'csr', ''), ('2', 'dense', 'no weight is zero')]
     """
@@ -272,9 +263,13 @@ def export(
         rows = _convert(exported, args, layout)
     relative, bound = _check_whole(dense, rows, args, layout)
     exported.requires_grad_(False)
-    gap = float((_call(dense, args).double() - _call(exported, args).double()).abs().max())
+    gap = float(
+        (call_model(dense, args).double() - call_model(exported, args).double()).abs().max()
+    )
     if tolerance is not None and not gap <= tolerance:
-        raise RuntimeError(f"export: the outputs differ by {gap:.3g}, more than {tolerance:.3g}")
+        raise RuntimeError(
+            f"export_model: the outputs differ by {gap:.3g}, more than {tolerance:.3g}"
+        )
     device = next(model.parameters()).device
     dense_ms, exported_ms = median_ms([(dense, args), (exported, args)], device)
     return ExportReport(

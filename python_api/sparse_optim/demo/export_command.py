@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..export import LAYOUTS, ExportReport, export
+from ..export import LAYOUTS, ExportReport, export_model
 from . import arguments, checkpoint
 from ._support import UserError, require
 from .commands import check_device, make_console
@@ -67,12 +67,14 @@ def _example(shape: tuple[int, ...], classes: int, batch: int) -> Tensor:
 
 def make_table(report: ExportReport, title: str) -> Any:
     """The records as a rich table."""
-    (module,) = require("rich.table")
-    table = module.Table(title=title)
+    module, boxes = require("rich.table", "rich.box")
+    table = module.Table(title=title, box=boxes.SIMPLE, padding=(0, 1), pad_edge=False)
     records = report.records()
     for name in records[0]:
         left = name in ("layer", "layout", "note")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        table.add_column(
+            name.replace(" ", "\n"), justify="left" if left else "right", no_wrap=name != "note"
+        )
     for i, record in enumerate(records):
         if i == len(records) - 1:
             table.add_section()
@@ -93,7 +95,7 @@ def run_export(options: ExportOptions) -> None:
     model = checkpoint.build_model(options.load, saved, weights).to(options.device)
     example = _example(tuple(saved["shape"]), saved["classes"], options.batch_size)
     try:
-        report = export(model, example.to(options.device), options.layout, options.tolerance)
+        report = export_model(model, example.to(options.device), options.layout, options.tolerance)
     except RuntimeError as error:
         raise UserError(str(error)) from error
     console = make_console()
