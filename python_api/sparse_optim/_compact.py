@@ -98,11 +98,22 @@ def _shrink_norm(norm: Any, keep: Tensor) -> None:
     norm.num_features = int(keep.sum())
 
 
+def _fits(first: Any, between: list[nn.Module], second: Any) -> bool:
+    """Whether the next layer's inputs are the units, each with all its places side by side."""
+    flat = any(isinstance(m, _FLATTEN) for m in between)
+    if isinstance(first, nn.Conv2d):
+        if isinstance(second, nn.Conv2d):
+            return not flat and second.in_channels == first.out_channels
+        return flat and second.in_features % first.out_channels == 0
+    spatial = any(isinstance(m, (*_POOLS, nn.AvgPool2d)) for m in between)
+    return isinstance(second, nn.Linear) and not spatial and second.in_features == len(first.weight)
+
+
 def _fold(first: Any, between: list[nn.Module], second: Any) -> int:
     """Take units out between two layers; how many."""
     units = len(first.weight)
     norms = [m for m in between if isinstance(m, _NORMS)]
-    if second.weight[0].numel() % units or any(m.num_features != units for m in norms):
+    if not _fits(first, between, second) or any(m.num_features != units for m in norms):
         return 0
     gone, given = _removable(first, between, second)
     removed = int(gone.sum())

@@ -154,7 +154,13 @@ def _row(name: str, layer: Any) -> ExportedLayer:
 
 def _compact(dense: nn.Module, model: nn.Module, args: tuple[Any, ...]) -> list[ExportedLayer]:
     compact_(model)
-    before, after = layer_inputs(dense, args), layer_inputs(model, args)
+    before = layer_inputs(dense, args)
+    try:
+        after = layer_inputs(model, args)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"export_model: a layer of an nn.Sequential is used outside of it too: {error}"
+        ) from error
     rows = []
     for name, layer in dense.named_modules():
         if not isinstance(layer, WEIGHTED):
