@@ -40,7 +40,9 @@ _MAKERS: dict[str, tuple[Callable[[Any], str | None], Callable[[Any], nn.Module]
 }
 
 
-def _sparse_forms(layer: Any, layouts: tuple[str, ...]) -> tuple[dict[str, nn.Module], str]:
+def _sparse_forms(
+    layer: Any, layouts: tuple[str, ...], x: Tensor
+) -> tuple[dict[str, nn.Module], str]:
     """The layer in each layout that it can have, and why not in the others."""
     forms, reasons = {}, []
     for layout in layouts:
@@ -48,7 +50,9 @@ def _sparse_forms(layer: Any, layouts: tuple[str, ...]) -> tuple[dict[str, nn.Mo
         reason = refusal(layer)
         if reason is None:
             try:
-                forms[layout] = make(layer)
+                form = make(layer)
+                form(x)  # some shapes are refused only here
+                forms[layout] = form
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 reason = f"torch refuses {layout}: {str(error).splitlines()[0]}"
         if reason is not None:
@@ -87,7 +91,7 @@ def _convert(model: nn.Module, args: tuple[Any, ...], layout: str) -> list[Expor
             row.reason = refusal
             continue
         x = inputs[name]
-        forms, row.reason = _sparse_forms(layer, layouts)
+        forms, row.reason = _sparse_forms(layer, layouts, x)
         if not forms:
             continue
         gaps = {kind: _check_layer(name, layer, form, x) for kind, form in forms.items()}
@@ -239,7 +243,8 @@ def export_model(
         The report, with the exported copy.
 
     Raises:
-        ValueError: an argument is out of range, or the model returns no tensor.
+        ValueError: an argument is out of range, or the model has no linear or convolution layer or
+            returns no tensor.
         RuntimeError: the outputs do not agree.
 
     Note:
@@ -258,6 +263,8 @@ def export_model(
         raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
     if tolerance is not None:
         check_number("tolerance", tolerance, 0.0)
+    if not any(isinstance(m, WEIGHTED) for m in model.modules()):
+        raise ValueError("export_model: the model has no linear or convolution layer")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     # torch says once that CSR is in beta
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")

@@ -162,6 +162,24 @@ def test_auto_takes_the_faster_one(monkeypatch):
     assert report.layers[0].reason == "the model is faster without csr here"
 
 
+def test_what_torch_refuses_is_a_reason(monkeypatch):
+    """As its 2:4 kernels do with shapes, when the weight is made or when it is used."""
+
+    class Refusing(CSRLinear):
+        def forward(self, x):
+            raise NotImplementedError("not with this shape\nand more")
+
+    def refuse(layer):
+        raise RuntimeError("no kernel")
+
+    model, x = sparse_(nn.Sequential(nn.Linear(16, 16))), torch.randn(4, 16)
+    for make, says in ((Refusing, "not with this shape"), (refuse, "no kernel")):
+        monkeypatch.setattr("sparse_optim.export._MAKERS", {"2:4": (lambda layer: None, make)})
+        report = export_model(model, x, layout="2:4")
+        assert layouts(report) == {"0": "dense"}
+        assert report.layers[0].reason == f"torch refuses 2:4: {says}"
+
+
 # -- checks --------------------------------------------------------------------------------------
 
 
@@ -193,6 +211,14 @@ def test_a_model_that_looks_at_its_weights_is_found():
         export_model(Norm(), torch.randn(2, 8), layout="csr")
 
 
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(300, 2)
+
+    def forward(self, x):
+        return x, x
+
+
 def test_tolerance_and_arguments():
     model = sparse_(nn.Sequential(nn.Linear(300, 50)))
     x = torch.randn(64, 300)
@@ -204,8 +230,10 @@ def test_tolerance_and_arguments():
         export_model(model, x, layout="coo")
     with pytest.raises(ValueError, match="tolerance"):
         export_model(model, x, tolerance=-1.0)
+    with pytest.raises(ValueError, match="no linear or convolution layer"):
+        export_model(nn.Sequential(nn.ReLU()), x)
     with pytest.raises(ValueError, match="must return a tensor, got tuple"):
-        export_model(nn.LSTM(4, 4), torch.zeros(2, 3, 4))
+        export_model(Pair(), x)
 
 
 def test_the_bound_follows_dtype_and_fan_in():
