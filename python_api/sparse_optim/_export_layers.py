@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_WARM_UP = 2
-_REPEATS = 15
+_WARM_UP = 5
+_REPEATS = 31
 _CUDA_SPARSE = (torch.float16, torch.bfloat16)  # of torch's 2:4 kernels, beside int8
 _CPU_SPARSE = (torch.float32, torch.float64)  # of the library behind torch's CSR product
 
