@@ -11,6 +11,7 @@
 #include "../core/normal.h"
 #include "../core/philox.h"
 #include "../core/simd_philox.h"
+#include "harness_compaction.h"
 #include "harness_ops.h"
 #include "harness_ranked.h"
 
@@ -170,6 +171,12 @@ void bind_ranked(py::module_& m) {
   m.def("mask_count", mask_count);
   m.def("mask_apply", mask_apply);
   m.def("mask_nm", mask_nm);
+  m.def("live_mask", [](const Run& run, double lam, bool nonnegative) {
+    return live_mask(run, lam, nonnegative);
+  });
+  m.def("mask_index", mask_index);
+  m.def("move_entries",
+        [](const Run& run, int bytes, bool scatter) { return move_entries(run, bytes, scatter); });
   m.def("topk_histogram",
         [](const Run& run, const Selection& selection, int shift, int bits, Address counts) {
           return topk_histogram(run, selection, shift, bits, at<int64_t>(counts));

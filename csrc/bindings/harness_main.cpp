@@ -7,6 +7,7 @@
 
 #include "harness_backup.h"
 #include "harness_choices.h"
+#include "harness_entries.h"
 #include "harness_lists.h"
 #include "harness_zo.h"
 
@@ -173,6 +174,7 @@ int main() {
     apply_masks<uint16_t>(2 * shift, random);
     apply_masks<uint32_t>(4 * shift, random);
     apply_masks<uint64_t>(8 * shift, random);
+    entries(shift, random);
   }
   masks_both_ways(random);
   step_key();

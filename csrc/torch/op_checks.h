@@ -113,16 +113,22 @@ inline void check_words(const char* op, const TensorList& masks, const TensorLis
   check_masks(op, words, masks);
 }
 
+// One number per tile of every mask.
+inline void check_tables(const char* op, const char* name, const TensorList& tables,
+                         const TensorList& words) {
+  STD_TORCH_CHECK(tables.size() == words.size(), op, ": words and ", name, " differ in length");
+  for (size_t i = 0; i < tables.size(); ++i) {
+    const int64_t tiles = (words[i].numel() + MaskCount::kWords - 1) / MaskCount::kWords;
+    STD_TORCH_CHECK(tables[i].scalar_type() == ScalarType::Long && tables[i].numel() == tiles &&
+                        tables[i].is_contiguous() && tables[i].device() == words[i].device(),
+                    op, ": ", name, "[", i, "] is not the table of words[", i, "]");
+  }
+}
+
 inline void check_mask_count(const TensorList& words, const TensorList& counts) {
   constexpr const char* kOp = "mask_count_";
   check_list(kOp, "words", words, words, ScalarType::Int);
-  STD_TORCH_CHECK(counts.size() == words.size(), kOp, ": words and counts differ in length");
-  for (size_t i = 0; i < counts.size(); ++i) {
-    const int64_t tiles = (words[i].numel() + MaskCount::kWords - 1) / MaskCount::kWords;
-    STD_TORCH_CHECK(counts[i].scalar_type() == ScalarType::Long && counts[i].numel() == tiles &&
-                        counts[i].is_contiguous() && counts[i].device() == words[i].device(),
-                    kOp, ": counts[", i, "] is not the table of words[", i, "]");
-  }
+  check_tables(kOp, "counts", counts, words);
 }
 
 inline void check_mask_apply(const TensorList& tensors, const TensorList& masks) {
