@@ -105,8 +105,11 @@ def _build_rows(numels: tuple[int, ...], chunk: int) -> Tensor:
 
 def make_plan(tensors: Sequence[Tensor], chunk: int) -> Plan:
     """One program per ``chunk`` elements of every tensor; cached by element counts and device."""
-    device = tensors[0].device
-    numels = tuple(t.numel() for t in tensors)
+    return plan_of(tuple(t.numel() for t in tensors), chunk, tensors[0].device)
+
+
+def plan_of(numels: tuple[int, ...], chunk: int, device: torch.device) -> Plan:
+    """The same for counts of anything, tiles or groups, in the place of elements."""
     rows = _plans.get(("rows", chunk, numels), device, lambda: _build_rows(numels, chunk))
     return Plan(rows, int64_table(numels, device), rows.shape[0])
 
@@ -142,16 +145,22 @@ def sum_in_order(partials: Tensor, out: Tensor, *, root: bool = False) -> None:
     launch(kernel, (rows,), device, partials, out, count, ROOT=root, num_warps=1)
 
 
-@triton.jit(do_not_specialize=["count", "out_ptr"])
-def _sum_in_order_kernel(partials_ptr, out_ptr, count, ROOT: tl.constexpr):
-    row = tl.program_id(0)
-    partials_ptr += row.to(tl.int64) * count
+@triton.jit
+def add_in_order(partials_ptr, count):
+    """float64 sum of ``count`` numbers, one after the other."""
     total = tl.zeros((), tl.float64)
     for start in range(0, count, ADDENDS):
         # the loads of a batch do not wait for each other; only the additions do
         for j in tl.static_range(ADDENDS):
             here = start + j < count
             total += tl.load(partials_ptr + start + j, mask=here, other=0.0).to(tl.float64)
+    return total
+
+
+@triton.jit(do_not_specialize=["count", "out_ptr"])
+def _sum_in_order_kernel(partials_ptr, out_ptr, count, ROOT: tl.constexpr):
+    row = tl.program_id(0)
+    total = add_in_order(partials_ptr + row.to(tl.int64) * count, count)
     if ROOT:
         total = tl.sqrt(total)  # of a float64 this is the correctly rounded instruction
     tl.store(out_ptr + row, total)
@@ -243,11 +252,18 @@ def pack_bits(flags):
 
 
 @triton.jit
-def tree_sum(lanes):
-    """Sum of ROW lanes by halves, lane i with lane i + width: the order every backend uses.
+def tree_sums(lanes, STEPS: tl.constexpr):
+    """Sums [n] of the lines of ``lanes`` [n, 2^STEPS] by halves, lane i with lane i + width.
 
-    A plain ``tl.sum`` may order its additions as the layout suggests; a sum of two cannot.
+    The order every backend uses: a plain ``tl.sum`` may order its additions as the layout suggests;
+    a sum of two cannot.
     """
-    for _ in tl.static_range(10):  # 2048 lanes to 2
-        lanes = tl.sum(tl.reshape(lanes, (2, lanes.shape[0] // 2)), axis=0)
-    return tl.sum(lanes, axis=0)
+    for _ in tl.static_range(STEPS):
+        lanes = tl.sum(tl.reshape(lanes, (lanes.shape[0], 2, lanes.shape[1] // 2)), axis=1)
+    return tl.reshape(lanes, (lanes.shape[0],))
+
+
+@triton.jit
+def tree_sum(lanes):
+    """Sum of ROW lanes in the order of ``tree_sums``."""
+    return tl.sum(tree_sums(tl.reshape(lanes, (1, ROW)), 11), axis=0)  # 2048 lanes to 1
