@@ -5,6 +5,8 @@ tensor 16-byte aligned: whole blocks, no masks, 16-byte accesses. The second tak
 everything where entries are inactive: those are neither loaded nor stored.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -33,8 +35,13 @@ def _store(pointer, offsets, value, keep, WHOLE: tl.constexpr):
         tl.store(pointer + offsets, value, mask=keep)
 
 
+def lower_bound(lam: float, nonnegative: bool) -> float:
+    """Lower end of what a shrinkage subtracts."""
+    return -math.inf if nonnegative else -lam
+
+
 @triton.jit
-def _shrink(dual, lower, lam):
+def shrink(dual, lower, lam):
     """Soft threshold; within the bounds +0.0 by choice: -inf - -inf would be NaN."""
     rest = dual - tl.where(dual >= lower, lam, lower)
     return tl.where((dual >= lower) & (dual <= lam), 0.0, rest)
@@ -45,7 +52,7 @@ def _begin(param_ptr, dual_ptr, offsets, keep, lam, lower, delta, HAS_DUAL, READ
     """The dual, the parameter it stands for, and what is 0 where the entry is inactive."""
     if HAS_DUAL and READOUT:  # the parameter is a function of its dual: it is written only
         dual = _load(dual_ptr, offsets, keep, WHOLE)
-        shrunk = _shrink(dual, lower, lam)
+        shrunk = shrink(dual, lower, lam)
         return dual, delta * shrunk, shrunk
     param = _load(param_ptr, offsets, keep, WHOLE)
     if HAS_DUAL:
@@ -88,7 +95,7 @@ def _finish(
         _store(dual_ptr, offsets, dual, keep, WHOLE)
         if not READOUT:
             return tl.zeros(dual.shape, tl.int32)
-    live = _shrink(dual, lower, lam)
+    live = shrink(dual, lower, lam)
     if HAS_DUAL:
         dual = delta * live
     else:  # without a threshold a choice: the subtraction would turn -0.0 into +0.0

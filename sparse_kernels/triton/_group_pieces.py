@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._groups import DEAD, factor_of, read_out, shape_of, shrink, tile_of, value_of
+from ._bregman import shrink
+from ._groups import DEAD, factor_of, read_out, shape_of, tile_of, value_of
 from ._launch import (
     CHUNK,
     ROW,

@@ -7,13 +7,11 @@ larger than a chunk, a chunk to a program, with a launch for the norms between s
 The last two are in _group_pieces.py.
 """
 
-import math
-
 import triton
 import triton.language as tl
 
+from ._bregman import shrink
 from ._launch import (
-    f32,
     is_aligned,
     locate,
     narrow,
@@ -22,17 +20,6 @@ from ._launch import (
 )
 
 DEAD: tl.constexpr = tl.constexpr(-1.0)  # the factor of a group that is zero; others are >= 0
-
-
-def lower_bound(lam: float, nonnegative: bool) -> float:
-    """Lower end of what a shrinkage subtracts."""
-    return -math.inf if nonnegative else -f32(lam)
-
-
-@triton.jit
-def shrink(dual, lower, lam):
-    """Soft threshold; comparisons, unlike minimum and maximum, keep NaN and the sign of zero."""
-    return dual - tl.where(dual < lower, lower, tl.where(dual > lam, lam, dual))
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._bregman import _adabreg_step_kernel, _linbreg_step_kernel
+from ._bregman import _adabreg_step_kernel, _linbreg_step_kernel, lower_bound
 from ._launch import TILE, address_table, f32, launch, make_plan, storage_type
 
 _BLOCK = 1024  # four elements a thread: at eight the states of a step take over 64 registers
@@ -56,7 +56,7 @@ def linbreg_step_triton(
     scale = 1.0 if duals else delta
     step = scale if ema else lr * scale  # the ema buffer holds lr already
     gain = (1.0 - momentum) * lr if ema else 1.0
-    lower = -math.inf if nonnegative else -lam
+    lower = lower_bound(lam, nonnegative)
     decay = lr * weight_decay * scale
     scalars = (lam, lower, delta, momentum, gain, step, decay, dual_leak, fine_scale)
     launch(
@@ -103,7 +103,7 @@ def adabreg_step_triton(
         return live
     scale = 1.0 if duals else delta
     corrections = (lr * scale / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step))
-    lower = -math.inf if nonnegative else -lam
+    lower = lower_bound(lam, nonnegative)
     moments = (1.0 - beta1, beta2, 1.0 - beta2, eps)
     scalars = (lam, lower, delta, *moments, lr * weight_decay * scale, dual_leak, fine_scale)
     launch(

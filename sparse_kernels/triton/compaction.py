@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._backup import load_block
-from ._groups import lower_bound, shrink
+from ._bregman import lower_bound, shrink
 from ._launch import (
     TILE,
     address_table,
@@ -124,7 +124,8 @@ def live_mask_triton(
     if plan.programs:
         launch(
             _live_mask_kernel, (plan.programs,), duals[0].device, address_table(duals),
-            address_table(words), plan.rows, plan.numels, lower_bound(lam, nonnegative), f32(lam),
+            address_table(words), plan.rows, plan.numels,
+            f32(lower_bound(lam, nonnegative)), f32(lam),
             TYPE=storage_type(duals[0].dtype), SIZE=TILE, BLOCK=2048, num_warps=4,
         )  # fmt: skip
 

@@ -16,13 +16,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ._bregman import lower_bound
 from ._group_pieces import (
     _prox_factors_kernel,
     _prox_group_kernel,
     _prox_sums_kernel,
     _prox_write_kernel,
 )
-from ._groups import _prox_block_kernel, _prox_value_kernel, lower_bound
+from ._groups import _prox_block_kernel, _prox_value_kernel
 from ._launch import (
     CHUNK_SIZE,
     LANES,
@@ -132,7 +133,7 @@ def prox_group_triton(
     kind = storage_type(params[0].dtype)
     shapes = int64_table(layout.shapes, device)
     shared = address_table(params), address_table(duals), address_table(alive), shapes, thresholds
-    bounds = lower_bound(lam, nonnegative), f32(lam), f32(delta)
+    bounds = f32(lower_bound(lam, nonnegative)), f32(lam), f32(delta)
     partials = torch.empty(layout.programs, dtype=torch.float64, device=device)
     for part in layout.classes:
         reported = partials[part.first :]
