@@ -35,7 +35,7 @@ def weight(case, dtype=torch.float32, seed=3):
         w = w.abs()
     if case.startswith("sparse"):
         w = w * (torch.rand(shape, generator=generator) < 0.7)
-    return nn.Parameter(w.to(dtype))
+    return nn.Parameter((w + 0.0).to(dtype))  # no -0.0
 
 
 def _tile(case, shape):
