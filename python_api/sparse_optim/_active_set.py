@@ -108,6 +108,7 @@ class ActiveSet:
             state[p]["active"] = w
             for made in (self.counts, self._index, self._runs, self._words, self._copies):
                 made.pop(p, None)
+            self._given.discard(p)
 
     def locate(self, group: dict[str, Any], params: Iterable[Tensor], state: State) -> None:
         """Find the active entries of parameters that are not known here yet."""
@@ -148,29 +149,47 @@ class ActiveSet:
 
     def copy(self, p: Tensor, state: State) -> dict[str, Tensor]:
         """The copies of one parameter: "param", "grad", "dual" and its other state by name."""
-        if p not in self._copies:
-            self._gather([p], state)
+        self._gather([p], state)
         return self._copies[p]
 
-    def _gather(self, params: list[Tensor], state: State) -> None:
-        kept: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
-        names = dict.fromkeys(name for p in params for name in _moving(state[p]))
-        for name in ("param", *names):
-            has = [p for p in params if name == "param" or name in _moving(state[p])]
+    def _gather(self, params: Sequence[Tensor], state: State) -> None:
+        """Copy what is not copied yet: state may have been made since."""
+        lacking: dict[str, list[Tensor]] = {}
+        for p in params:
+            own = self._copies.setdefault(p, {})
+            for name in ("param", *_moving(state[p])):
+                if name not in own:
+                    lacking.setdefault(name, []).append(p)
+        for name, has in lacking.items():
             found = gather_entries(
                 [p if name == "param" else state[p][name] for p in has],
                 [self._index[p] for p in has], [self._runs[p] for p in has], backend=self.backend,
             )  # fmt: skip
             for p, values in zip(has, found, strict=True):
-                kept[p][name] = values
+                self._copies[p][name] = values
         for p in params:
-            kept[p]["grad"] = torch.empty_like(kept[p]["param"])
-        self._copies.update(kept)
+            if "grad" not in self._copies[p]:
+                self._copies[p]["grad"] = torch.empty_like(self._copies[p]["param"])
 
     def give_gradient(self, p: Tensor, values: Tensor, state: State) -> None:
         """Take the gradient of the active entries, in the order of ``index``."""
         self.copy(p, state)["grad"].copy_(values.reshape(-1))
         self._given.add(p)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients that were given."""
+        self._given.clear()
+
+    @torch.no_grad()
+    def mask_gradient_(self, group: dict[str, Any], p: Tensor, state: State) -> None:
+        """``p.grad`` as a coarse step takes it: +0.0 off A, on A what was given, if it was."""
+        given = p in self._given
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        mask_apply_([p.grad], [self._entry_words(group, p, state)], backend=self.backend)
+        if given:
+            self._scatter([p], lambda p: p.grad, "grad")  # type: ignore[arg-type,return-value]
+            self._given.discard(p)
 
     def has_gradient(self, p: Tensor) -> bool:
         """Whether the next coarse step has a gradient for a parameter."""
@@ -178,9 +197,7 @@ class ActiveSet:
 
     def take_gradients(self, params: Sequence[Tensor], state: State) -> list[Tensor]:
         """Copies of the active entries' gradients; those that are there already stay."""
-        missing = [p for p in params if p not in self._copies]
-        if missing:
-            self._gather(missing, state)
+        self._gather(params, state)
         dense = [p for p in params if p not in self._given]
         gather_entries(
             [p.grad for p in dense],  # type: ignore[misc]
@@ -218,7 +235,7 @@ class ActiveSet:
 
     @torch.no_grad()
     def write_back(self, state: State) -> None:
-        """Put the copies where they came from, and drop them."""
+        """Put the copies where they came from, and drop them but for gradients not yet used."""
         params = list(self._copies)
         for name in dict.fromkeys(n for c in self._copies.values() for n in c if n != "grad"):
             own = [p for p in params if name in self._copies[p]]
@@ -226,8 +243,7 @@ class ActiveSet:
                 self._scatter(own, lambda p, n=name: state[p][n], name)  # type: ignore[misc]
             elif not self.write_through:
                 self._scatter(own, lambda p: p, name)
-        self._copies.clear()
-        self._given.clear()
+        self._copies = {p: {"grad": self._copies[p]["grad"]} for p in self._given}
 
 
 def _may_wait(p: Tensor) -> bool:

@@ -42,6 +42,7 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
         self._active = ActiveSet(self.backend, bool(compact))
         self._live: dict[Tensor, tuple[Tensor, int]] = {}
         self._readout_hook: Callable[[], None] | None = None
+        self._begun = -1  # the step before which the present phase's active sets were found
         rates = defaults["lr"]
         if isinstance(rates, (list, tuple)):
             params = _with_rates(list(params), list(rates))
@@ -154,10 +155,12 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
                 continue
             value, number = group["queued_lam"]
             group["queued_lam"] = None
+            self._leave_phase()
             old, group["lam"] = float(group["lam"]), value
-            known = [p for p in group["params"] if "dual" in self._own.get(p, {})]
+            known = self._with_dual(group)
             duals = [self._own[p]["dual"] for p in known]
             transfer_(group, known, duals, old, TRANSFERS[number], self.backend)
+            self._recount(known)
 
     # -- step --------------------------------------------------------------------------------
 
@@ -201,18 +204,19 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
                 loss = closure()
         self._check_step()
         coarse = self.next_is_coarse
-        if not coarse:
+        if coarse:
+            self._ready_phase()
+        else:
+            self._active.drop_gradients()
             self._active.write_back(self._own)
             self._apply_queued_lam()
         pending = []
         for group in self.param_groups:
-            frozen = coarse and self._freezes(group)
-            if frozen:
-                self._ready_active(group)
-            for work in self._works(group, frozen):
+            for work in self._works(group, coarse and self._freezes(group)):
                 pending += self._move(group, work, coarse)
         if pending and self._readout_hook is not None and not coarse:
             self._readout_hook()
+            pending += self._resting(pending)
         for group, work in pending:
             self._read_out(group, work)
         for group in self.param_groups:
@@ -222,7 +226,7 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
     def _check_step(self) -> None:
         """Everything that may be wrong, before anything changes."""
         where = f"{type(self).__name__}.step"
-        m, full = self.param_groups[0]["coarse_steps"], not self.next_is_coarse
+        full = not self.next_is_coarse
         for group in self.param_groups:
             self._check_group(group)
             with_grad = [p for p in group["params"] if p.grad is not None]
@@ -230,7 +234,7 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
                 check_dense_gradient(where, self.param_groups, p)
                 if self._has_dual(group, p) and "dual" not in self._own.get(p, {}):
                     check_start(group, p, label(self.param_groups, p))
-            if m > 0 and full and self._freezes(group):
+            if (full and self._freezes(group)) or group["reg"] == "nuclear":
                 self._check_finite(where, with_grad)
 
     def _check_finite(self, where: str, params: list[Tensor]) -> None:
@@ -245,19 +249,34 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
             p = params[int(finite.logical_not().nonzero()[0])]
             raise ValueError(
                 f"{where}: the gradient of {label(self.param_groups, p)} has NaN or infinite "
-                "entries in a full step of the cycle"
+                "entries in a full step of the cycle, or for singular values"
             )
 
-    def _ready_active(self, group: dict[str, Any]) -> None:
-        begins = self.steps_taken == 0 or self._position(self.steps_taken)[0] == 0
+    @torch.no_grad()
+    def _ready_phase(self) -> None:
+        """Find the active sets that the next step, a coarse one, works on."""
+        t = self.steps_taken
+        begins = self._begun != t and (t == 0 or self._position(t)[0] == 0)
+        for group in self.param_groups:
+            if self._freezes(group):
+                self._ready_active(group, begins)
+        self._begun = t
+
+    def _ready_active(self, group: dict[str, Any], begins: bool) -> None:
         self._make_duals(group, [p for p in group["params"] if self._active.has_gradient(p)])
-        known = [p for p in group["params"] if "dual" in self._own.get(p, {})]
+        known = self._with_dual(group)
         stale = [p for p in known if begins or "active" not in self._own[p]]
         if stale:
             self._active.refresh(group, stale, self._own)
         self._active.locate(group, known, self._own)
         if stale:
             self._after_refresh(group, stale)
+
+    def _leave_phase(self) -> None:
+        """The duals change outside a step: the active sets have to be found again."""
+        self._active.write_back(self._own)
+        self._active.forget()
+        self._begun = -1
 
     def _after_refresh(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Hook for state that depends on which coordinates are frozen."""
@@ -310,6 +329,16 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
         self._count(work, live)
         return []
 
+    def _resting(self, pending: list[tuple[dict[str, Any], Work]]) -> list[Any]:
+        """Weights that took no step but follow a new lam."""
+        moved = {p for _, work in pending for p in work.owners}
+        rest = []
+        for group in self.param_groups:
+            own = [p for p in self._with_dual(group) if p not in moved and group["reg"] != "none"]
+            if own:
+                rest.append((group, Work(own, own, [], [self._own[p]["dual"] for p in own])))
+        return rest
+
     def _read_out(self, group: dict[str, Any], work: Work) -> None:
         assert work.duals is not None
         stats = readout_(group, work.params, work.duals, self.backend, tilings=work.tilings)
@@ -326,6 +355,13 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
         """Unregularised parameters in float32 or float64 are their own dual."""
         return group["reg"] != "none" or p.dtype != math_dtype(p)
 
+    def _with_dual(self, group: dict[str, Any]) -> list[Tensor]:
+        return [p for p in group["params"] if "dual" in self._own.get(p, {})]
+
+    def _recount(self, params: list[Tensor]) -> None:
+        """Live counts of weights that were not written by a step."""
+        self._live.update((p, (p.count_nonzero().reshape(1), 0)) for p in params)
+
     def _subgradient_dual(self, group: dict[str, Any], p: Tensor) -> Tensor:
         theta = p.detach().to(math_dtype(p))
         return theta / group["delta"] + subgradient(group, theta)
@@ -340,24 +376,37 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
         """Create the duals now, ``p / delta + subgradient(p)``, with the lam in force.
 
         Otherwise each is created at its parameter's first step. Existing ones stay.
+
+        Raises:
+            ValueError: a weight with "l1_pos" is negative; nothing is modified.
         """
+        self._check_starts()
+        for group in self.param_groups:
+            self._make_duals(group, group["params"])
+
+    def _check_starts(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 check_start(group, p, label(self.param_groups, p))
-            self._make_duals(group, group["params"])
 
     @torch.no_grad()
     def sync_from_params(self) -> None:
         """Make the duals anew from the parameters, after editing those by hand.
 
-        Discards what entries below the threshold have accumulated.
+        Discards what entries below the threshold have accumulated. Where ``writes_params`` is
+        False, set it to True before editing.
+
+        Raises:
+            ValueError: a weight with "l1_pos" is negative; nothing is modified.
         """
+        self._check_starts()
+        self._leave_phase()
         for group in self.param_groups:
-            for p in group["params"]:
-                if self._has_dual(group, p):
-                    self._own[p]["dual"] = self._subgradient_dual(group, p)
-                    self._own[p].pop("active", None)
-        self._active.forget()
+            own = [p for p in group["params"] if self._has_dual(group, p)]
+            for p in own:
+                self._own[p]["dual"] = self._subgradient_dual(group, p)
+                self._own[p].pop("active", None)
+            self._recount(own)
 
 
 def _with_rates(groups: list[Any], rates: list[float]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._active_set import ActiveSet
-from ._regularizers import DEFAULTS
+from ._regularizers import DEFAULTS, check_tensor, unit_count
 from ._support import label, name_of
 
 if TYPE_CHECKING:
@@ -38,9 +38,17 @@ class BregmanState(_Base):
     """Mixin of ``BregmanOptimizer``: everything about its state but the step."""
 
     _active: ActiveSet
+    _begun: int
     _live: dict[Tensor, tuple[Tensor, int]]
     _own: dict[Tensor, dict[str, Any]]
     backend: str
+
+    if TYPE_CHECKING:  # of BregmanOptimizer
+
+        @property
+        def next_is_coarse(self) -> bool: ...
+        def _freezes(self, group: dict[str, Any]) -> bool: ...
+        def _ready_phase(self) -> None: ...
 
     # -- state -------------------------------------------------------------------------------
 
@@ -109,27 +117,33 @@ class BregmanState(_Base):
     # -- a coarse phase from outside ---------------------------------------------------------
 
     def _in_phase(self, what: str, p: Tensor) -> None:
+        if self.next_is_coarse:
+            self._ready_phase()
         if not self._active.compacts(p):
             name = label(self.param_groups, p)
             raise RuntimeError(
                 f"{type(self).__name__}.{what}: {name} has no copies of its active entries: it "
-                "must have taken a step of the present coarse phase, with compact=True and at most "
-                "half of it active"
+                "must be regularised with coarse steps and have a dual (init_dual), with "
+                "compact=True and at most half of it active"
             )
 
+    @torch.no_grad()
     def active_index(self, p: Tensor) -> tuple[Tensor, int]:
         """Which entries of a parameter step in the present coarse phase.
+
+        Before the first step of a phase this finds the active sets; ``step`` keeps them.
 
         Returns:
             (index int32 [k], run): entries ``run * i ... run * i + run - 1`` for every i of index,
             flattened row-major.
 
         Raises:
-            RuntimeError: the parameter's phase has not begun, or works under a mask.
+            RuntimeError: the parameter has no dual yet, or works under a mask.
         """
         self._in_phase("active_index", p)
         return self._active.index(p)
 
+    @torch.no_grad()
     def active_values(self, p: Tensor) -> Tensor:
         """Values of the active entries, in the order of ``active_index``; a view, do not write.
 
@@ -143,17 +157,46 @@ class BregmanState(_Base):
     def set_active_gradient(self, p: Tensor, values: Tensor) -> None:
         """Give the gradient of the active entries alone, in place of ``p.grad``, to the next step.
 
+        ``zero_grad`` drops it.
+
         Args:
             p: a parameter of this optimizer.
             values: as many as the active entries, in the order of ``active_index``.
 
         Raises:
             RuntimeError: as for ``active_index``, or the next step is a full one.
+            ValueError: another number of values.
         """
-        self._in_phase("set_active_gradient", p)
-        if not self.next_is_coarse:  # type: ignore[attr-defined]
+        if not self.next_is_coarse:
             raise RuntimeError("set_active_gradient: the next step needs every entry's gradient")
+        self._in_phase("set_active_gradient", p)
+        if values.numel() != int(self._active.counts[p]):
+            raise ValueError(
+                f"set_active_gradient: {label(self.param_groups, p)} has "
+                f"{int(self._active.counts[p])} active entries, got {values.numel()} values"
+            )
         self._active.give_gradient(p, values, self._own)
+
+    @torch.no_grad()
+    def mask_grads_(self) -> None:
+        """Make every ``p.grad`` the gradient that the next step takes, for clipping and checks.
+
+        Before a coarse step that is +0.0 off the active set, whatever was there, and on it what
+        ``set_active_gradient`` gave, where it gave anything. Before a full step nothing changes.
+        """
+        if not self.next_is_coarse:
+            return
+        self._ready_phase()
+        for group in self.param_groups:
+            if self._freezes(group):
+                for p in group["params"]:
+                    if self._active.has_gradient(p):
+                        self._active.mask_gradient_(group, p, self._own)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As ``torch.optim.Optimizer.zero_grad``; gradients of active entries go, too."""
+        self._active.drop_gradients()
+        super().zero_grad(set_to_none)
 
     @property
     def writes_params(self) -> bool:
@@ -178,20 +221,37 @@ class BregmanState(_Base):
         the parameter.
 
         Raises:
-            ValueError: the groups do not fit.
+            ValueError: groups or tensors do not fit; nothing is modified.
         """
+        pairs = self._loaded(state_dict)
         super().load_state_dict(state_dict)
-        params = [p for group in self.param_groups for p in group["params"]]
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, p in zip(ids, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
+        for _, p, own in pairs:
+            for key, value in own.items():
                 if isinstance(value, Tensor):
-                    if value.numel() != p.numel() and key != "active":
-                        raise ValueError(
-                            f"{type(self).__name__}.load_state_dict: {key} of "
-                            f"{label(self.param_groups, p)} has {value.numel()} elements"
-                        )
                     self._own[p][key] = value.detach().clone().to(p.device)
+
+    def _loaded(self, state_dict: dict[str, Any]) -> list[tuple[dict[str, Any], Tensor, Any]]:
+        """Saved group, parameter and saved state; ValueError where they do not fit."""
+        where = f"{type(self).__name__}.load_state_dict"
+        sizes = [len(group["params"]) for group in self.param_groups]
+        if sizes != [len(group["params"]) for group in state_dict["param_groups"]]:
+            raise ValueError(f"{where}: the groups have other numbers of parameters")
+        found = []
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for p, i in zip(group["params"], saved["params"], strict=True):
+                own = state_dict["state"].get(i, {})
+                for key, value in own.items():
+                    wanted = p.shape
+                    if key == "active":
+                        check_tensor(saved, p, label(self.param_groups, p))
+                        wanted = torch.Size([-(-unit_count(saved, p) // 32)])
+                    if isinstance(value, Tensor) and value.shape != wanted:
+                        raise ValueError(
+                            f"{where}: {key} of {label(self.param_groups, p)} has shape "
+                            f"{tuple(value.shape)}"
+                        )
+                found.append((saved, p, own))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"backend": self.backend, "compact": self._active.compact}
@@ -204,7 +264,7 @@ class BregmanState(_Base):
         super().__setstate__(state)
         if "_active" not in self.__dict__:
             self._active = ActiveSet(self.backend, compact)
-        self._live = {}
+        self._live, self._begun = {}, -1
         self._active.forget()
         self.__dict__.setdefault("_readout_hook", None)
         for group in self.param_groups:

@@ -10,15 +10,13 @@ from torch import Tensor
 from ._regularizers import (
     ENTRYWISE,
     effective_lam,
-    group_norms,
     is_nonnegative,
     readout_,
     subgradient,
-    tiling,
 )
 
 TRANSFERS = ("rescale", "keep", "auto")
-_NUDGE = 1.0 - 2.0**-20  # takes a dual that rounding put beyond the threshold back to it
+_NUDGE = 16.0  # units of rounding that take a dual back to its side of the threshold
 
 
 def check_transfer(transfer: str) -> None:
@@ -66,7 +64,7 @@ def _rescale_(
         xi = (dual - theta / delta) * (new / old)
         dual.copy_(theta / delta + xi)
         if group["reg"] != "nuclear":
-            _settle_groups_(group, dual, theta, backend)
+            _settle_(group, dual, theta, backend)
     readout_(group, [p], [dual], backend)
 
 
@@ -83,14 +81,13 @@ def _rescaled_entries(group: dict[str, Any], shown: Tensor, scaled: Tensor, lam:
     return torch.where(shown != 0, live, dead)
 
 
-def _settle_groups_(group: dict[str, Any], dual: Tensor, theta: Tensor, backend: str) -> None:
-    """Groups that were zero are zero still, whatever rounding made of their norms."""
-    tiles = tiling(group, dual)
-    dead = group_norms(theta, tiles) == 0
+def _settle_(group: dict[str, Any], dual: Tensor, theta: Tensor, backend: str) -> None:
+    """What was zero is zero still and the rest is not, whatever rounding made of the norms."""
+    nudge = _NUDGE * torch.finfo(dual.dtype).eps
     shown = torch.empty_like(theta)
-    while True:
+    for _ in range(64):  # one or two, unless a weight is too small for any readout
         readout_(group, [shown], [dual], backend)
-        born = dead & (group_norms(shown, tiles) > 0)
-        if not bool(born.any()):
+        born, died = (theta == 0) & (shown != 0), (theta != 0) & (shown == 0)
+        if not bool((born | died).any()):
             return
-        dual.copy_(torch.where(born, dual * _NUDGE, dual))
+        dual.mul_(1.0 - nudge * born.to(dual.dtype) + nudge * died.to(dual.dtype))

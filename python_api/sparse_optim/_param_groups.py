@@ -38,7 +38,7 @@ def regularized_weights(model: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, _WEIGHTED):
-            own = {"weight": module.weight}
+            own = {n: p for n, p in module.named_parameters(recurse=False) if n == "weight"}
         elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             own = {n: p for n, p in module.named_parameters(recurse=False) if p.dim() == 2}
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparse_kernels import linbreg_step_
@@ -104,11 +105,13 @@ class ProxSGD(BregmanOptimizer):
     def init_dual(self) -> None:
         """Nothing: there are no duals."""
 
+    @torch.no_grad()
     def sync_from_params(self) -> None:
         """Make the masters of 16-bit parameters anew, after editing those by hand."""
         for p, own in self._own.items():
             if "master" in own:
                 own["master"].copy_(p)
+        self._live.clear()
 
     def _has_dual(self, group: dict[str, Any], p: Tensor) -> bool:
         return False

@@ -118,7 +118,7 @@ def is_nonnegative(group: dict[str, Any]) -> bool:
 
 def matrix(p: Tensor) -> Tensor:
     """A weight as the nuclear norm sees it: [outputs, everything else]."""
-    return p.reshape(p.shape[0], -1)
+    return p.flatten(1)
 
 
 def group_norms(x: Tensor, tiles: Tiling) -> Tensor:
@@ -149,7 +149,7 @@ def subgradient(group: dict[str, Any], theta: Tensor) -> Tensor:
     if reg == "nuclear":
         u, s, vh = torch.linalg.svd(matrix(theta), full_matrices=False)
         # null singular values would otherwise stand on the threshold
-        kept = s > s.max() * max(matrix(theta).shape) * torch.finfo(s.dtype).eps
+        kept = s > s[:1] * max(matrix(theta).shape) * torch.finfo(s.dtype).eps
         return (lam * (u[:, kept] @ vh[kept])).reshape(theta.shape)
     part = lam * theta.sign()
     if reg in GROUPED:

@@ -19,7 +19,9 @@ from ._support import check_int, check_number
 
 __all__ = ["CubicRamp", "FeedbackLambda", "QuantileLambda"]
 
-_ABOVE = 1.0 + 2.0**-22
+# lam must kill what it was taken from: quotients by lam_scale are rounded in float64, and kernels
+# add the squares of a group in float32
+_ABOVE, _ABOVE_GROUPS = 1.0 + 2.0**-51, 1.0 + 2.0**-19
 
 
 def check_target(name: str, value: Any) -> float:
@@ -133,12 +135,15 @@ class FeedbackLambda:
             raise ValueError(f"the groups start with several lam, {sorted(lams)}: use lam_scale")
         self.lam = min(max(lams.pop(), self.min_lam), self.max_lam)
         self.full_steps = self.crossings = 0
+        self.steps_seen = opt.steps_taken
         self.last_gap = 0.0
 
     def step(self) -> None:
         """Count the optimizer's last step and change lam where it is due; reads the device then."""
         opt = self.opt
-        if opt.last_was_coarse:
+        executed = opt.steps_taken != self.steps_seen  # a loss scaler may have skipped the step
+        self.steps_seen = opt.steps_taken
+        if not executed or opt.last_was_coarse:
             return
         self.full_steps += 1
         if self.full_steps % self.every:
@@ -159,7 +164,7 @@ class FeedbackLambda:
 
     _SAVED = (
         "target", "every", "gain", "gain_decay", "min_lam", "max_lam", "transfer", "lam",
-        "full_steps", "crossings", "last_gap",
+        "full_steps", "crossings", "last_gap", "steps_seen",
     )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,10 +229,18 @@ class QuantileLambda:
         for g in _controlled(opt):
             if g["reg"] not in (*ENTRYWISE, *GROUPED) or g["reg"] == "sparse_group":
                 raise ValueError(f"QuantileLambda has no ranking for reg {g['reg']!r}")
+            if g["fine_scale"] != 1.0:
+                raise ValueError(
+                    "QuantileLambda sets lam after the step, fine_scale caps it at lam"
+                )
         if opt._readout_hook is not None:
             raise ValueError("the optimizer has a QuantileLambda already")
         opt._readout_hook = self._choose
         self.full_steps = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.opt._readout_hook = self._choose  # copies of an optimizer have none
 
     def remove(self) -> None:
         """Leave lam as it is from now on."""
@@ -267,8 +280,8 @@ class QuantileLambda:
             return float(kth_largest(scores, keep + 1, kind="abs", backend=self.opt.backend))
         home = own[0][1].device
         scores = [_spread_scores(g, dual).to(home) for g, dual in own]
-        # the quotients are rounded: a little higher, so that the one at the threshold dies
-        return max(float(kth_largest(scores, keep + 1, backend=self.opt.backend)), 0.0) * _ABOVE
+        above = _ABOVE_GROUPS if any(g["reg"] in GROUPED for g, _ in own) else _ABOVE
+        return max(float(kth_largest(scores, keep + 1, backend=self.opt.backend)), 0.0) * above
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers; the ramp is not among them."""
@@ -286,15 +299,11 @@ class QuantileLambda:
             setattr(self, name, state[name])
 
 
-def _entry_score(group: dict[str, Any], dual: Tensor) -> Tensor:
-    magnitude = dual if group["reg"] == "l1_pos" else dual.abs()
-    return magnitude / group["lam_scale"]
-
-
 def _spread_scores(group: dict[str, Any], dual: Tensor) -> Tensor:
-    """The lam at which every entry dies: groups die together."""
+    """The lam at which every entry dies, float64: groups die together."""
+    dual = dual.double()
     if group["reg"] in ENTRYWISE:
-        return _entry_score(group, dual)
+        return (dual if group["reg"] == "l1_pos" else dual.abs()) / group["lam_scale"]
     tiles = tiling(group, dual)
     roots = group_sizes(dual, tiles).sqrt()
     return group_norms(dual, tiles) / roots / group["lam_scale"]
