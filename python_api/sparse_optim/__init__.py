@@ -1,5 +1,6 @@
 """Optimizers for sparse training on top of the fused operations of ``sparse_kernels``."""
 
+from ._bregman_parallel import active_hash, check_active, reduce_gradients_
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, ProxSGD, bregman_param_groups
 from .export import ExportReport, export_model
@@ -65,11 +66,14 @@ __all__ = [
     "SmallMagnitudeMask",
     "SparseFlops",
     "SparseTraining",
+    "active_hash",
     "bregman_param_groups",
+    "check_active",
     "class_balanced",
     "export_model",
     "layer_counts",
     "live_count",
+    "reduce_gradients_",
     "select_top",
     "sparse_init_",
     "training_flops_ratio",

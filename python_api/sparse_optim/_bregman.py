@@ -369,6 +369,7 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
     def _make_duals(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if self._has_dual(group, p) and "dual" not in self._own[p]:
+                check_start(group, p, label(self.param_groups, p))
                 self._own[p]["dual"] = self._subgradient_dual(group, p)
 
     @torch.no_grad()
