@@ -15,13 +15,13 @@ import torch
 import sparse_kernels as sk
 
 from . import _harness as harness
-from . import cases, sam_cases, zo_cases
+from . import bregman_cases, cases, sam_cases, zo_cases
 from .cases import Case, Data
 
 FIELDS = (
     "op", "backend", "dtype", "tensors", "elements", "p20_ms", "p50_ms", "p80_ms", "host_ms",
     "bytes_per_element", "gb_per_s", "roof_gb_per_s", "percent_of_roof", "x_eager", "x_reference",
-    "x_compile", "target", "mb_per_step", "calls", "eager_calls", "rounds", "q",
+    "x_compile", "x_dense", "target", "mb_per_step", "calls", "eager_calls", "rounds", "q",
     "gdirections_per_s", "eager_gdirections_per_s", "compile_gdirections_per_s",
 )  # fmt: skip
 #: heading of the printed table -> (column of the CSV, format)
@@ -33,6 +33,7 @@ COLUMNS = {
     "eager G dir/s": ("eager_gdirections_per_s", "{:.2f}"),
     "compile G dir/s": ("compile_gdirections_per_s", "{:.2f}"), "x eager": ("x_eager", "{:.1f}"),
     "x reference": ("x_reference", "{:.1f}"), "x compile": ("x_compile", "{:.1f}"),
+    "x dense": ("x_dense", "{:.1f}"),
     "target": ("target", ">= {:g}"), "MB": ("mb_per_step", "{:.0f}"), "calls": ("calls", "{}"),
     "eager calls": ("eager_calls", "{}"), "rounds": ("rounds", "{}"),
 }  # fmt: skip
@@ -50,6 +51,7 @@ class Suite:
 SUITES = {
     "core": Suite(cases.all_cases),
     "sam": Suite(sam_cases.all_cases),
+    "bregman": Suite(bregman_cases.all_cases),
     "zo": Suite(zo_cases.all_cases, ("fp32", "bf16")),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,6 +117,8 @@ def measure(case: Case, data: Data, dtype: str, args: argparse.Namespace) -> lis
     variants = {"roof": lambda: scratch.mul_(1.0000001)}  # one read-modify-write stream
     variants |= {b: lambda b=b: case.fused(b) for b in backends}
     variants["eager"] = case.eager
+    if case.dense is not None:
+        variants |= {f"dense {b}": lambda b=b: case.dense(b) for b in backends}
     if args.reference:
         variants["reference"] = lambda: case.fused("reference")
     if not args.no_compile:
@@ -145,6 +149,8 @@ def measure(case: Case, data: Data, dtype: str, args: argparse.Namespace) -> lis
         }
         for base in ("eager", "reference", "compile"):
             row[f"x_{base}"] = harness.ratio(samples[base], s) if base in samples else None
+        dense = samples.get(f"dense {name}")
+        row["x_dense"] = None if dense is None else harness.ratio(dense, s)
         if case.directions is not None:
             for variant, prefix in ((name, ""), ("eager", "eager_"), ("compile", "compile_")):
                 if variant in samples:

@@ -30,6 +30,17 @@ COLUMNS = {
         "target": ("promised", "{:g}"),
         "x_compile": ("x torch.compile", "{:.1f}"),
     },
+    "bregman": {
+        "op": ("step", "{}"),
+        "p50_ms": ("ms", "{:.2f}"),
+        "bytes_per_element": ("bytes per weight", "{:g}"),
+        "gb_per_s": ("GB/s", "{:.1f}"),
+        "percent_of_roof": ("% of roof", "{:.0f}"),
+        "x_eager": ("x eager", "{:.1f}"),
+        "target": ("promised", "{:g}"),
+        "x_compile": ("x torch.compile", "{:.1f}"),
+        "x_dense": ("x dense step", "{:.1f}"),
+    },
     "zo": {
         "op": ("step", "{}"),
         "dtype": ("dtype", "{}"),

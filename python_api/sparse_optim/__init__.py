@@ -2,7 +2,8 @@
 
 from ._support import Phase
 from .bregman import AdaBreg, LinBreg, ProxSGD, bregman_param_groups
-from .flops import SparseFlops, bregman_cost_ratio
+from .export import ExportReport, export_model
+from .flops import SparseFlops, training_flops_ratio
 from .implicit import ImplicitMask
 from .masks import (
     BitMask,
@@ -47,6 +48,7 @@ __all__ = [
     "BitMask",
     "CubicRamp",
     "DynamicMask",
+    "ExportReport",
     "FeedbackLambda",
     "FisherMask",
     "GraSP",
@@ -65,11 +67,12 @@ __all__ = [
     "SmallMagnitudeMask",
     "SparseFlops",
     "SparseTraining",
-    "bregman_cost_ratio",
     "bregman_param_groups",
     "class_balanced",
+    "export_model",
     "layer_counts",
     "live_count",
     "select_top",
     "sparse_init_",
+    "training_flops_ratio",
 ]

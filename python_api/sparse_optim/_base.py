@@ -85,6 +85,10 @@ class PerturbingOptimizer(WrappingOptimizer):
         """The weight mask in force, over the trainable parameters it was set for, or None."""
         return self._weights.mask
 
+    def weight_counts(self) -> dict[Tensor, int]:
+        """Ones of every parameter under the weight mask; empty without one."""
+        return self._weights.live_counts()
+
     @torch.no_grad()
     def set_weight_mask(self, masks: Masks | None, *, keep_state: bool = False) -> None:
         """Say which weights exist; the others become +0.0 and their base state 0.

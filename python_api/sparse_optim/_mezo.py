@@ -112,6 +112,12 @@ class MeZO(ZeroOrder, Optimizer):
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
 
+    @property
+    def last_step_passes(self) -> tuple[int, int]:
+        """Forwards and backwards of a step."""
+        q = self._directions.num_directions
+        return (q + 1 if self.forward_difference else 2 * q), 0
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its parameters get the next numbers of the stream and no mask.
 

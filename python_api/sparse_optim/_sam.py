@@ -123,6 +123,11 @@ class SAM(Ascent):
         ``step()`` in the idle phase then updates with the gradient at w."""
         return self._steps % self.interval == 0
 
+    @property
+    def last_step_passes(self) -> tuple[int, int]:
+        """Forwards and backwards of the last completed step."""
+        return (2, 2) if (self._steps - 1) % self.interval == 0 else (1, 1)
+
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Move the weights to w + e, from the gradients at w in ``.grad``.

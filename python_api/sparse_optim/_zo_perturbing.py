@@ -91,10 +91,6 @@ class ZeroOrderPerturbing(ZeroOrder, PerturbingOptimizer):
             both = weights & own
         self._directions.masked.take(params if both is not None else [], both)
 
-    def active_counts(self) -> dict[Tensor, int]:
-        """Ones of every parameter under the weight mask; empty without one."""
-        return self._weights.live_counts()
-
     @property
     def num_active(self) -> int:
         """d, entries that are perturbed."""

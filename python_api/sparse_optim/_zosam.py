@@ -157,6 +157,11 @@ class ZOSAM(ZeroOrderPerturbing):
         if weight_mask is not None:
             self.set_weight_mask(weight_mask)
 
+    @property
+    def last_step_passes(self) -> tuple[int, int]:
+        """Forwards and backwards of the last completed step."""
+        return 1 + self.last_step_probes, 1
+
     # -- one step ----------------------------------------------------------------------------
 
     @torch.no_grad()

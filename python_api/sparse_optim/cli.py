@@ -1,4 +1,4 @@
-"""The ``sparse-optim`` command: ``demo``, ``train``, ``study`` and the studies of methods."""
+"""The ``sparse-optim`` command: ``demo``, ``train``, ``export`` and the studies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .demo import arguments, bregman_arguments, mezo_arguments, zo_arguments
+from .demo import arguments, bregman_arguments, export_command, mezo_arguments, zo_arguments
 
 PROGRAM = "sparse-optim"
 FAILED = 2  # exit code for anything the user can put right
@@ -146,6 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    export_command.add_export(commands)
     _add_study(commands)
     zo_arguments.add_study(commands)
     mezo_arguments.add_study(commands, PROGRAM)
@@ -210,6 +211,9 @@ def _run(argv: Sequence[str] | None) -> None:
         bregman_command.run_bregman_study(
             bregman_command.BregmanStudyOptions(command=line, **given)
         )
+    elif args.command == "export":
+        given = {name: value for name, value in vars(args).items() if name != "command"}
+        export_command.run_export(export_command.ExportOptions(**given))
     elif args.command == "study-zo":
         given = {name: value for name, value in vars(args).items() if name != "command"}
         zo_command.run_zo_study(zo_command.ZoStudyOptions(command=line, **given))

@@ -51,6 +51,7 @@ def test_train(optimizer, mnist, capsys):
     assert [line.split()[1] for line in lines[1:3]] == ["1/2", "2/2"]
     assert lines[-1].startswith(f"{optimizer}: test accuracy ")
     assert "training FLOPs" in lines[-1]
+    assert flops_of(lines[2]) == flops_of(lines[-1])
     assert cli.main(argv) == 0
     assert lines_without_times(capsys.readouterr().out) == lines_without_times(first.out)
 
@@ -85,8 +86,17 @@ def test_train_with_every_choice(line, mnist, capsys):
     losses = [text[2].split("test accuracy")[0] for text in texts]
     assert losses[0].startswith("epoch   2/2  loss ")
     assert losses[0] != losses[1]
-    counted = "--interval" not in options or optimizer == "zosam"
-    assert ("training FLOPs not counted" in texts[1][-1]) != counted
+    cheaper = {"--interval", "dynamic", "random", "magnitude"} & {*options}  # or without samples
+    theory = [flops_of(text[-1])[0] for text in texts]
+    assert (theory[1] < theory[0]) == bool(cheaper)
+
+
+def flops_of(line):
+    """Per cent of dense SGD, in theory and issued, in a line of ``train``."""
+    theory, _, issued = (
+        line.split("FLOPs ")[1].removeprefix("so far ").partition(" % of dense SGD in theory, ")
+    )
+    return float(theory), float(issued.split()[0])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam", "ssam", "zosam"])
@@ -96,8 +106,10 @@ def test_train_with_sparse_methods(method, optimizer, mnist, tmp_path, capsys):
     argv = ["train", "--data", "mnist", "--data-dir", mnist, "--optimizer", optimizer]
     argv += ["--sparse-method", method, "--weight-sparsity", "0.8", "--epochs", "2"]
     assert cli.main([*argv, "--batch-size", "32", "--save", str(target)]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert "training FLOPs not counted" in last
+    *_, epoch, last = capsys.readouterr().out.splitlines()
+    theory, issued = flops_of(last)
+    assert theory < issued
+    assert flops_of(epoch) == (theory, issued)
     saved = torch.load(target, weights_only=True)
     assert saved["options"]["sparse_method"] == method
     state = saved["sparse"]
@@ -175,4 +187,8 @@ def test_demo_with_choices(tmp_path, monkeypatch, capsys):
         "SGD", "SAM + snip", "SSAM magnitude 2:4 + snip", "ZO-SAM + snip",
     ]  # fmt: skip
     assert [r["weight_sparsity_percent"] for r in records] == ["0.00", "50.00", "50.00", "50.00"]
-    assert [r["training_flops_percent"] for r in records] == ["100.00", "", "", ""]
+    theory, issued = ([float(r[name]) for r in records] for name in report.FLOPS_COLUMNS)
+    assert theory[0] == 100.0
+    assert all(share < done for share, done in zip(theory[1:], issued[1:], strict=True))
+    # two passes of dense kernels, and one over SNIP's 128 samples for 320 that are trained on
+    assert issued[1:3] == pytest.approx([2.4 * issued[0]] * 2, abs=0.02)

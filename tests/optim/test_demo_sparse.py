@@ -97,18 +97,58 @@ def test_lottery_rounds_need_not_be_epochs(digits):
     assert levels == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
 
 
-def test_flops_are_given_only_where_they_are_counted(digits):
-    for optimizer, options, counted in (
-        ("ssam", {"mask": "dynamic"}, True),
-        ("ssam", {"form": "implicit"}, True),
-        ("sam", {"interval": 2}, False),
-        ("zosam", {"interval": 2}, True),
-        ("sgd", {"sparse_method": "snip"}, False),
-    ):
-        run = new_run(digits, optimizer, **options)
-        train(run, 1)
-        assert (run.flops_percent() is not None) == counted, (optimizer, options)
-    # every second step of ZO-SAM does without its two probes
-    run = new_run(digits, "zosam", interval=2)
+@pytest.mark.parametrize(
+    ("optimizer", "options", "forwards", "backwards"),
+    [
+        ("sam", {"interval": 2}, 1.5, 1.5),
+        ("ssam", {"mask": "dynamic"}, 2, 2),
+        ("ssam", {"form": "implicit"}, 2.8, 2.8),  # 128 mask samples per epoch of 160
+        ("zosam", {"interval": 2}, 2, 1),  # every second step does without its two probes
+        ("mezo", {"num_directions": 2, "forward_difference": True}, 3, 0),
+        ("mezo-eager", {}, 2, 0),
+    ],
+)
+def test_flops_of_all_passes(digits, optimizer, options, forwards, backwards):
+    run = new_run(digits, optimizer, **options)
     train(run, 1)
-    assert run.flops_percent() == pytest.approx(100.0 * (1 + 0.5 * 2 / 3))
+    theory, issued = run.flops_percent()
+    assert theory == pytest.approx(100.0 * (forwards + 2 * backwards) / 3)
+    first = run.flops.layers[0].dense / run.flops.dense_forward  # images need no gradient
+    assert theory - issued == pytest.approx(100.0 * backwards * first / 3)
+    report = run.flops.report()
+    assert report["measured"] == pytest.approx(sum(run.step_seconds))
+    assert report["seconds"]["optimizer"] == pytest.approx(sum(run.seconds))
+    assert report["seconds"]["forward"] == "not measured"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "zosam"])
+@pytest.mark.parametrize("method", sparse.METHODS[1:])
+def test_flops_of_sparse_methods(digits, method, optimizer):
+    run = new_run(digits, optimizer, sparse_method=method, weight_sparsity=0.75)
+    dense, expected, steps = run.flops.dense_forward, 0.0, []
+    scheduler = run.sparse.scheduler
+
+    def count(own=run.step):
+        def step(samples, labels):
+            updates = scheduler.updates
+            loss = own(samples, labels)
+            live = dict(zip(scheduler.weights, scheduler.mask.popcount(), strict=True))
+            f_live = sum(2.0 * x.uses * live[x.name] for x in run.flops.layers)
+            grows = method == "rigl" and scheduler.updates > updates
+            passes = {"sgd": 3, "sam": 3 if grows else 6, "zosam": 5}[optimizer]
+            steps.append(passes * f_live + (dense - f_live if grows else 0.0))
+            return loss
+
+        return step
+
+    run.step = count()
+    train(run, 2)
+    expected = 40 * sum(steps)
+    # SNIP: the gradient of 128 samples; GraSP: a gradient, another and the gradient of that
+    expected += dense * {"snip": 3 * 128, "grasp": 12 * len_balanced(digits)}.get(method, 0)
+    assert run.flops_percent()[0] == pytest.approx(100.0 * expected / (3 * dense * 40 * len(steps)))
+    assert len(steps) == 8
+
+
+def len_balanced(digits):
+    return 10 * min(sparse.GRASP_PER_CLASS, int(digits.train.labels.bincount().min()))

@@ -12,35 +12,12 @@ from sparse_optim import (
     LinBreg,
     MeZO,
     SparseFlops,
-    bregman_cost_ratio,
     bregman_param_groups,
     sparse_init_,
+    training_flops_ratio,
 )
 from torch import nn
 from torch.optim import SGD
-
-DENSITIES = [0.01, 0.02, 0.05, 0.057, 0.06, 0.07, 0.08, 0.10, 0.20, 0.50]
-TABLE = {
-    0: [0.340, 0.347, 0.367, 0.371, 0.373, 0.380, 0.387, 0.400, 0.467, 0.667],
-    99: [0.0133, 0.0233, 0.0532, 0.0601, 0.0631, 0.0731, 0.0831, 0.103, 0.203, 0.502],
-    9: [0.0430, 0.0527, 0.0817, 0.0884, 0.0913, 0.101, 0.111, 0.130, 0.227, 0.517],
-}
-
-
-@pytest.mark.parametrize("m", list(TABLE))
-def test_the_table_of_section_7(m):
-    for rho, value in zip(DENSITIES, TABLE[m], strict=True):
-        digits = len(str(value).split(".")[1].rstrip("0")) if m else 3
-        assert bregman_cost_ratio(rho, m) == pytest.approx(value, abs=0.51 * 10**-digits)
-    assert bregman_cost_ratio(1.0, m) == pytest.approx(1.0)
-    assert bregman_cost_ratio(0.1, 9, 0.3) > bregman_cost_ratio(0.1, 9)
-    assert bregman_cost_ratio(0.06, 99) == pytest.approx((299 * 0.06 + 1) / 300)
-
-
-@pytest.mark.parametrize("bad", [{"density": 1.5}, {"density": 0.1, "coarse_steps": -1}])
-def test_the_ratio_refuses_bad_arguments(bad):
-    with pytest.raises(ValueError, match=r"density|coarse_steps"):
-        bregman_cost_ratio(**bad)
 
 
 def conv_net():
@@ -122,7 +99,7 @@ def test_m8_constant_density_gives_the_formula():
     rho = (54 * realised["0.weight"] + 27 * realised["2.weight"]) / 81
     assert flops.report()["density"] == pytest.approx(rho)
     ratio = flops.report()["theoretical_percent"] / 100
-    assert ratio == pytest.approx(bregman_cost_ratio(rho, 9))
+    assert ratio == pytest.approx(training_flops_ratio(rho, 9))
     assert ratio == pytest.approx((27 * rho + 2 * rho + 1) / 30)
 
 

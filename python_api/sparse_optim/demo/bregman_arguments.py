@@ -18,9 +18,9 @@ def add_study(commands: Any) -> None:
         help="Bregman training against dense training, pruning and RigL at equal sparsity",
         description="Trains a CNN on scikit-learn's handwritten digits, or a small transformer on "
         "the source of Python's standard library, with LinBreg, AdaBreg, their multilevel form, "
-        "gradual magnitude pruning and RigL at equal sparsities and dense beside them; then LinBreg "
-        "over m and lam; then follows some runs step by step. Prints tables and writes them as "
-        "CSV, with every single run and a picture.",
+        "gradual magnitude pruning and RigL at equal sparsities and dense beside them; then "
+        "LinBreg over m and lam; then follows some runs step by step. Prints tables and writes "
+        "them as CSV, with every single run and a picture.",
     )  # fmt: skip
     add, epochs = study.add_argument, ", ".join(f"{n} {p.epochs}" for n, p in PLANS.items())
     add(

@@ -1,4 +1,4 @@
-"""Runs that are followed: loss, nonzero weights of every layer, births and deaths over the steps."""
+"""Runs that are followed: loss, nonzero weights per layer, births and deaths over the steps."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ METHOD_COLUMNS = {
     "optimizer_ms_per_step": "optimizer\nms/step",
 }  # fmt: skip
 NOTES = (
-    "FLOPs: of training, in per cent of dense SGD on the same samples; theory multiplies by nonzero "
-    "weights only, issued is what the dense kernels of these runs computed",
+    "FLOPs: of training, in per cent of dense SGD on the same samples; theory multiplies by "
+    "nonzero weights only, issued is what the dense kernels of these runs computed",
     "seconds and ms: of one process, and only as quiet as the machine was",
 )
 

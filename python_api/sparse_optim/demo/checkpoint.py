@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from . import models
 from ._support import UserError
 from .runner import Run
 
@@ -41,19 +43,16 @@ def save(run: Run, options: dict[str, Any], path: Path) -> None:
         raise UserError(f"--save: cannot write {path}: {error}") from error
 
 
-def load_weights(path: Path, model: str) -> dict[str, Any]:
-    """The model's state in a file that ``save`` wrote.
-
-    Args:
-        path: of the file.
-        model: the name it must have been saved under.
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and the model's state in a file that ``save`` wrote.
 
     Raises:
-        UserError: there is no such file, it holds something else, or another model.
+        UserError: there is no such file, or it holds something else.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found, weights = state["options"]["model"], dict(state["model"])
+        options, weights = dict(state["options"]), dict(state["model"])
+        options["model"]
     except OSError as error:
         raise UserError(f"--load: cannot read {path}: {error.strerror}") from error
     except (
@@ -65,6 +64,36 @@ def load_weights(path: Path, model: str) -> dict[str, Any]:
         ValueError,
     ) as error:
         raise UserError(f"--load: {path} was not written by --save") from error
-    if found != model:
-        raise UserError(f"--load: {path} holds a {found}, not a {model}")
+    return options, weights
+
+
+def load_weights(path: Path, model: str) -> dict[str, Any]:
+    """The model's state in a file that ``save`` wrote.
+
+    Args:
+        path: of the file.
+        model: the name it must have been saved under.
+
+    Raises:
+        UserError: there is no such file, it holds something else, or another model.
+    """
+    options, weights = read(path)
+    if options["model"] != model:
+        raise UserError(f"--load: {path} holds a {options['model']}, not a {model}")
     return weights
+
+
+def build_model(path: Path, options: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+    """The model that ``read`` found.
+
+    Raises:
+        UserError: the file does not say its sizes, as older ones, or the weights do not fit them.
+    """
+    try:
+        sizes = {name: options[name] for name in ("width", "depth") if name in options}
+        shape = tuple(options["shape"])
+        model = models.build(options["model"], shape, options["classes"], **sizes)
+        model.load_state_dict(weights)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise UserError(f"--load: {path} does not say of what sizes its model is") from error
+    return model

@@ -254,7 +254,9 @@ def run_train(options: TrainOptions) -> None:
         result = run.result_text()
         print(
             f"epoch {epoch:>3}/{options.epochs}  loss {loss:.4f}  {result}  "
-            f"zero weights {run.sparsity():.2f} %  {time.perf_counter() - start:.1f} s, "
+            f"zero weights {run.sparsity():.2f} %  "
+            f"FLOPs so far {report.flops_text(run.flops_percent())}  "
+            f"{time.perf_counter() - start:.1f} s, "
             f"{report.ms_text(run.whole_ms_per_step())} ms/step, "
             f"peak memory {peak_memory(options.device) / 1e6:.0f} MB",
             flush=True,
@@ -264,7 +266,7 @@ def run_train(options: TrainOptions) -> None:
         start = time.perf_counter()
     saved = ""
     if options.save is not None:
-        checkpoint.save(run, _saved_options(options), options.save)
+        checkpoint.save(run, _saved_options(options, data), options.save)
         saved = f"; saved to {options.save}"
     print(
         f"{recipe.optimizer}: {result}, zero weights "
@@ -273,11 +275,13 @@ def run_train(options: TrainOptions) -> None:
     )
 
 
-def _saved_options(options: TrainOptions) -> dict[str, Any]:
+def _saved_options(options: TrainOptions, data: Data) -> dict[str, Any]:
     return {
         "data": options.data,
         "package": options.package,
         "model": options.model_name,
+        "shape": tuple(data.shape),
+        "classes": data.classes,
         "optimizer": options.recipe.optimizer,
         "seed": options.seed,
         **options.sizes,

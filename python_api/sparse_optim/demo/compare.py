@@ -17,7 +17,7 @@ COMPARED_STEPS = 20
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; pairs are (reference, fused)."""
+    """One line of the table; other pairs are (reference, fused)."""
 
     model: str
     method: str
@@ -25,7 +25,7 @@ class Row:
     steps: int
     accuracy: tuple[float, float]
     sparsity: tuple[float, float]
-    flops_percent: float | None
+    flops_percent: tuple[float, float]  # theoretical and issued
     ms: tuple[float, float]
     max_difference: float
     masks: dict[str, Tensor] = field(default_factory=dict)  # of the fused run, for the picture

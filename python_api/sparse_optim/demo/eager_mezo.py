@@ -26,6 +26,8 @@ class EagerMeZO(Optimizer):
     large_models/trainer.py.
     """
 
+    last_step_passes = (2, 0)  #: forwards and backwards of a step
+
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-6, smoothing: float = 1e-3,
         weight_decay: float = 0.0, seed: int = 0,

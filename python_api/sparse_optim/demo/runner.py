@@ -74,8 +74,10 @@ class Run:
                 total_steps=total_steps, seed=seed, backend=backend,
             )  # fmt: skip
         example, _ = next(iter(data.test_batches()))
-        self.flops = SparseFlops(self.model, example[:1], self.optimizer)
-        self.mask_samples = 0
+        scheduler = None if self.sparse is None else self.sparse.scheduler
+        self.flops = SparseFlops(self.model, example[:1], self.optimizer, scheduler, track_support)
+        if self.sparse is not None:
+            self.flops.count_passes(*self.sparse.scoring, dense=True)
         self.seconds: list[float] = []  # of the optimizer
         self.step_seconds: list[float] = []
         self._watch, self._whole = Stopwatch(device), Stopwatch(device)
@@ -97,7 +99,7 @@ class Run:
             loss = self._step(samples, labels)
         self.seconds.append(self._watch.take())
         self.step_seconds.append(self._whole.take())
-        self.flops.step(samples=len(labels))
+        self.flops.step(len(labels), self.step_seconds[-1], parts={"optimizer": self.seconds[-1]})
         return loss
 
     def _step(self, samples: Tensor, labels: Tensor) -> Tensor:
@@ -184,7 +186,7 @@ class Run:
         if masked.policy.needs_data:
             samples = self.data.samples(FISHER_SAMPLES, generator)
             masked.update_mask(self.model, samples, cross_entropy)
-            self.mask_samples += len(samples[1])
+            self.flops.count_passes(len(samples[1]), 1, 1)
         elif isinstance(masked.policy, DynamicMask):
             masked.update_mask(len(self.seconds) / self.total_steps)
         else:
@@ -249,20 +251,11 @@ class Run:
                 found[name] &= exists.cpu()
         return found
 
-    def flops_percent(self) -> float | None:
-        """Training FLOPs in per cent of dense SGD on the same samples, mask passes included.
-
-        None where ``SparseFlops`` would be wrong: around SGD and SAM it does not know weight masks
-        nor what finding them costs, it counts two passes for steps that ``interval`` spares, and
-        takes the eager MeZO for SGD.
-        """
-        spared = isinstance(self.optimizer, SAM) and self.optimizer.interval > 1
-        if self.sparse is not None or spared or isinstance(self.optimizer, EagerMeZO):
-            return None
+    def flops_percent(self) -> tuple[float, float]:
+        """Training FLOPs so far in per cent of dense SGD on the same samples, passes that find
+        masks included: in theory and issued (``SparseFlops``)."""
         report = self.flops.report()
-        # a mask sample costs what a training sample does: forward, input and weight gradients
-        mask = 3.0 * self.flops.dense_forward * self.mask_samples
-        return report["theoretical_percent"] + 100.0 * mask / report["dense_flops"]
+        return report["theoretical_percent"], report["issued_percent"]
 
     def ms_per_step(self) -> float:
         """Median milliseconds of optimizer work per step, over whole coarse-fine cycles."""

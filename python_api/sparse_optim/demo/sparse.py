@@ -50,6 +50,9 @@ class SparseMethod:
         seed: of samples, random masks and growth.
         backend: of the masks' operations.
 
+    Attributes:
+        scoring: samples, forwards and backwards that found the mask before the first step.
+
     Raises:
         ValueError: an option is out of range, the run is too short or there are too few samples.
     """
@@ -60,6 +63,7 @@ class SparseMethod:
         backend: str,
     ) -> None:  # fmt: skip
         self.name, self.total_steps = name, total_steps
+        self.scoring = (0, 0, 0)
         self._order = torch.Generator().manual_seed(seed)
         shared: dict[str, Any] = {"backend": backend, "seed": seed}
         self.scheduler: SparseTraining
@@ -72,10 +76,15 @@ class SparseMethod:
             self.scheduler = LotteryTicket(model, optimizer, fraction, backend=backend)
         elif name == "snip":
             self.scheduler = snip = SNIP(model, optimizer, sparsity, **shared)
-            snip.prune(loss_fn, *data.samples(SNIP_SAMPLES, self._order))
+            samples = data.samples(SNIP_SAMPLES, self._order)
+            snip.prune(loss_fn, *samples)
+            self.scoring = (len(samples[1]), 1, 1)
         elif name == "grasp":
             self.scheduler = grasp = GraSP(model, optimizer, sparsity, **shared)
-            grasp.prune(self._balanced(data))
+            samples = self._balanced(data)
+            grasp.prune(samples)
+            # two gradients, and that of the second one: two forwards' work for each of its three
+            self.scoring = (len(samples[1]), 2, 5)
         else:
             self.scheduler = self._dynamic(model, optimizer, sparsity, distribution, shared)
 

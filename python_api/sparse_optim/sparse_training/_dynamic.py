@@ -60,6 +60,8 @@ class DynamicSparseTraining(SparseTraining, abc.ABC):
     #: time of the first call of ``step``; an update is due where the period divides the time
     _first_time = 1
     _distributions: tuple[str, ...] = DISTRIBUTIONS
+    #: whether an update reads dense gradients
+    _reads_gradients = False
 
     def __init__(
         self,
@@ -110,10 +112,11 @@ class DynamicSparseTraining(SparseTraining, abc.ABC):
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor | None] | None = None) -> bool:
         self._require_idle("step")
-        instead = False
-        if self.update_due:
+        due, instead = self.update_due, False
+        if due:
             instead = self._update(grads)
             self.updates += 1
+        self.read_gradients, self.replaced_step = due and self._reads_gradients, instead
         self.steps += 1
         return instead
 

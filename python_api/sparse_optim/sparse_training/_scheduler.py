@@ -49,6 +49,8 @@ class SparseTraining:
         weights: the maskable weights by name.
         mask: BitMask over them.
         steps: calls of ``step`` so far.
+        read_gradients, replaced_step: whether the last ``step`` read dense gradients, and whether
+            it took the place of the optimizer's.
         updates: mask updates so far.
 
     Example:
@@ -92,6 +94,7 @@ class SparseTraining:
         self.model, self.optimizer = model, optimizer
         self.steps = 0
         self.updates = 0
+        self.read_gradients = self.replaced_step = False
         self._sizes = [p.numel() for p in self.weights.values()]
         self._enforcer = Enforcer(optimizer, self.weights, self.backend)
         self._live = list(self._sizes)

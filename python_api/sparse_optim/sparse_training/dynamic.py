@@ -119,6 +119,8 @@ class RigL(DynamicSparseTraining):
         ([False, True, False, True, False, False], 48)
     """
 
+    _reads_gradients = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -227,6 +229,7 @@ class MEST(DynamicSparseTraining):
     ) -> None:
         check_number("sparsity", sparsity, 0.0, 1.0)
         self.weight_grad = check_number("weight_grad", weight_grad, 0.0)
+        self._reads_gradients = self.weight_grad > 0.0
         self.lower = Piecewise(
             "lower", 1.0 - 0.8 * (1.0 - sparsity) if lower is None else lower, _sparsity
         )
