@@ -14,13 +14,13 @@ struct Segment {
   const uint32_t* mask = nullptr;
   void* backup = nullptr;          // raw copy of stream 0, taken before it changes
   const int64_t* ranks = nullptr;  // of the mask; then `backup` is packed, one for all tensors
-  int64_t capacity = 0;            // elements of a packed backup
+  int64_t capacity = 0;            // elements of a packed backup, or of an index
   uint32_t uid = 0;                // parameter number of the random stream
   const void* input = nullptr;     // ops on masks: what the output is computed from
   int64_t input_numel = 0;
   int64_t first = 0;  // index of element 0: in its parameter (random directions), or through the
                       // list (ops that rank)
-  int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor
+  int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor; length of a run of entries
 };
 
 inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {

@@ -15,9 +15,9 @@ struct Places {
   int32_t sums[2][kThreads];  // of a thread's words; then of these and all before
 };
 
-// Fills `places`. False where the entries do not all have a place: the chunk is then left alone.
-template <class Exec, class Op, bool kMasked>
-SK_HD bool find_places(Exec& exec, const View<Op, kMasked>& block, Places* places) {
+// places->ones <- ones of the chunk before each of its words; returns those of all of them.
+template <class Exec, class Block>
+SK_HD int32_t count_before(Exec& exec, const Block& block, Places* places) {
   exec.run([&](int thread, auto&) SK_INLINED {
     int32_t ones = 0;
     SK_UNROLLED
@@ -28,7 +28,6 @@ SK_HD bool find_places(Exec& exec, const View<Op, kMasked>& block, Places* place
       if (left > 0) ones += popcount(existing_bits(exec.memory.load(block.mask() + word), left));
     }
     exec.memory.store(places->sums[0] + thread, ones);
-    if (thread == 0) exec.memory.store(&places->first, exec.memory.load(block.rank()));
   });
   exec.barrier();
   int from = 0;
@@ -49,7 +48,16 @@ SK_HD bool find_places(Exec& exec, const View<Op, kMasked>& block, Places* place
     }
   });
   exec.barrier();
-  const int32_t all = exec.memory.load(places->sums[from] + kThreads - 1);
+  return exec.memory.load(places->sums[from] + kThreads - 1);
+}
+
+// Fills `places`. False where the entries do not all have a place: the chunk is then left alone.
+template <class Exec, class Op, bool kMasked>
+SK_HD bool find_places(Exec& exec, const View<Op, kMasked>& block, Places* places) {
+  exec.run([&](int thread, auto&) SK_INLINED {
+    if (thread == 0) exec.memory.store(&places->first, exec.memory.load(block.rank()));
+  });
+  const int32_t all = count_before(exec, block, places);
   return places_exist(exec.memory.load(&places->first), all, block.capacity());
 }
 

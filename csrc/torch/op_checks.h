@@ -113,16 +113,22 @@ inline void check_words(const char* op, const TensorList& masks, const TensorLis
   check_masks(op, words, masks);
 }
 
+// One number per tile of every mask.
+inline void check_tables(const char* op, const char* name, const TensorList& tables,
+                         const TensorList& words) {
+  STD_TORCH_CHECK(tables.size() == words.size(), op, ": words and ", name, " differ in length");
+  for (size_t i = 0; i < tables.size(); ++i) {
+    const int64_t tiles = (words[i].numel() + MaskCount::kWords - 1) / MaskCount::kWords;
+    STD_TORCH_CHECK(tables[i].scalar_type() == ScalarType::Long && tables[i].numel() == tiles &&
+                        tables[i].is_contiguous() && tables[i].device() == words[i].device(),
+                    op, ": ", name, "[", i, "] is not the table of words[", i, "]");
+  }
+}
+
 inline void check_mask_count(const TensorList& words, const TensorList& counts) {
   constexpr const char* kOp = "mask_count_";
   check_list(kOp, "words", words, words, ScalarType::Int);
-  STD_TORCH_CHECK(counts.size() == words.size(), kOp, ": words and counts differ in length");
-  for (size_t i = 0; i < counts.size(); ++i) {
-    const int64_t tiles = (words[i].numel() + MaskCount::kWords - 1) / MaskCount::kWords;
-    STD_TORCH_CHECK(counts[i].scalar_type() == ScalarType::Long && counts[i].numel() == tiles &&
-                        counts[i].is_contiguous() && counts[i].device() == words[i].device(),
-                    kOp, ": counts[", i, "] is not the table of words[", i, "]");
-  }
+  check_tables(kOp, "counts", counts, words);
 }
 
 inline void check_mask_apply(const TensorList& tensors, const TensorList& masks) {
@@ -204,10 +210,21 @@ inline void check_mask_nm(const TensorList& scores, const std::vector<int64_t>& 
   check_output_words(kOp, words, scores);
 }
 
+// What the Bregman steps do with entries at zero needs a dual, and its readout.
+inline void check_readout(const char* op, const TensorList& duals, bool readout, double dual_leak,
+                          double fine_scale) {
+  STD_TORCH_CHECK(!duals.empty() || (readout && dual_leak == 0.0), op,
+                  ": readout = false and dual_leak need duals");
+  STD_TORCH_CHECK(fine_scale == 1.0 || (!duals.empty() && readout), op,
+                  ": fine_scale needs duals and their readout");
+}
+
 inline ScalarType check_linbreg_step(const TensorList& params, const TensorList& grads,
                                      const TensorList& duals, const TensorList& momentum_buffers,
-                                     const TensorList& active) {
+                                     const TensorList& active, bool readout, double dual_leak,
+                                     double fine_scale) {
   constexpr const char* kOp = "linbreg_step_";
+  check_readout(kOp, duals, readout, dual_leak, fine_scale);
   const ScalarType dtype = params[0].scalar_type();
   check_list(kOp, "params", params, params, dtype);
   check_list(kOp, "grads", grads, params, dtype);
@@ -221,8 +238,10 @@ inline ScalarType check_linbreg_step(const TensorList& params, const TensorList&
 inline ScalarType check_adabreg_step(const TensorList& params, const TensorList& grads,
                                      const TensorList& duals, const TensorList& exp_avgs,
                                      const TensorList& exp_avg_sqs, const TensorList& counts,
-                                     const TensorList& active) {
+                                     const TensorList& active, bool readout, double dual_leak,
+                                     double fine_scale) {
   constexpr const char* kOp = "adabreg_step_";
+  check_readout(kOp, duals, readout, dual_leak, fine_scale);
   const ScalarType dtype = params[0].scalar_type();
   check_list(kOp, "params", params, params, dtype);
   check_list(kOp, "grads", grads, params, dtype);

@@ -168,7 +168,7 @@ def gather_entries(
 
     Raises:
         ValueError: lists do not fit.
-        IndexError: an index is out of range (on the CPU; elsewhere such a run is left out).
+        RuntimeError: an index is out of range (on the CPU; elsewhere such a run is left out).
         BackendUnavailableError: the backend asked for is not there.
 
     Example:
@@ -206,7 +206,7 @@ def scatter_entries_(
 
     Raises:
         ValueError: lists do not fit, a tensor requires grad in grad mode.
-        IndexError: an index is out of range (on the CPU; elsewhere such a run is left out).
+        RuntimeError: an index is out of range (on the CPU; elsewhere such a run is left out).
         BackendUnavailableError: the backend asked for is not there.
 
     Example:

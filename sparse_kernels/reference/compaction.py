@@ -27,21 +27,33 @@ def mask_index_ref(words: list[Tensor], ranks: list[Tensor], index: list[Tensor]
         out[places[inside]] = ones[inside].to(out.dtype)
 
 
-def _positions(index: Tensor, run: int) -> Tensor:
-    """Entries of the runs that ``index`` numbers."""
-    within = torch.arange(run, device=index.device)
-    return (index.long().reshape(-1, 1) * run + within).reshape(-1)
+def _existing(op: str, tensors: list[Tensor], index: list[Tensor], runs: list[int]) -> list[Tensor]:
+    """Which entries of every index lead to a run of its tensor; on the CPU all have to."""
+    out = []
+    for i, (tensor, where, run) in enumerate(zip(tensors, index, runs, strict=True)):
+        count = tensor.numel() // run
+        inside = (where >= 0) & (where < count)
+        if where.device.type == "cpu" and not bool(inside.all()):
+            unsigned = int((where.long() & 0xFFFFFFFF).max())  # as which a negative one is large
+            worst = unsigned - 2**32 if unsigned >= 2**31 else unsigned
+            raise RuntimeError(f"{op}: index[{i}] holds {worst}, outside of [0, {count})")
+        out.append(inside)
+    return out
 
 
 def gather_entries_ref(
     tensors: list[Tensor], index: list[Tensor], runs: list[int], values: list[Tensor]
 ) -> None:
-    for tensor, where, run, out in zip(tensors, index, runs, values, strict=True):
-        out.copy_(tensor.reshape(-1)[_positions(where, run)].reshape(out.shape))
+    existing = _existing("gather_entries_", tensors, index, runs)
+    for tensor, where, run, out, inside in zip(tensors, index, runs, values, existing, strict=True):
+        out.view(-1, run)[inside] = tensor.reshape(-1, run)[where[inside].long()]
 
 
 def scatter_entries_ref(
     tensors: list[Tensor], index: list[Tensor], runs: list[int], values: list[Tensor]
 ) -> None:
-    for tensor, where, run, value in zip(tensors, index, runs, values, strict=True):
-        tensor.view(-1)[_positions(where, run)] = value.reshape(-1)
+    existing = _existing("scatter_entries_", tensors, index, runs)
+    for tensor, where, run, value, inside in zip(
+        tensors, index, runs, values, existing, strict=True
+    ):
+        tensor.view(-1, run)[where[inside].long()] = value.reshape(-1, run)[inside]

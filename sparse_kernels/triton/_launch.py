@@ -223,6 +223,17 @@ def mask_bits(words_ptr, offsets, inside):
 
 
 @triton.jit
+def quotients(rest, offsets, length, SIZE: tl.constexpr):
+    """``(rest + offsets) // length`` by divisions of int32, for offsets below SIZE.
+
+    ``rest < length``, and both may be beyond int32: where a program starts within a run, or a row.
+    """
+    left = tl.where(length - rest < SIZE, length - rest, SIZE).to(tl.int32)
+    short = tl.where(length < SIZE, length, SIZE).to(tl.int32)
+    return tl.where(offsets < left, 0, 1 + (offsets - left) // short)
+
+
+@triton.jit
 def pack_bits(flags):
     """int32 words [n / 32] from bools [n], the inverse of ``mask_bits``."""
     bits = tl.arange(0, 32)

@@ -47,6 +47,12 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         torch.tensor([1, 2, 3, 4], device=device),
         torch.ones(3, dtype=torch.int64, device=device),
     )
+    live = [b.reshape(-1).nonzero().reshape(-1).int() for b in bools]
+    rows_of = [torch.tensor(i, dtype=torch.int32, device=device) for i in ([0], [], [8, 2], [0])]
+    values, row_values = (
+        [torch.full((n,), 2.0, dtype=dtype, device=device) for n in sizes]
+        for sizes in ([x.numel() for x in live], (5, 0, 14, 1))
+    )
     # the key of an entry without a bit, so that there is a tie to write
     keys = ordered_keys(a[2].cpu(), "value", None, 0)
     tied = keys[(a[2] <= 0).reshape(-1).cpu()][:1].expand(4).contiguous().to(device)
@@ -86,6 +92,16 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
             (a, "abs", None, firsts, heights, widths, 2, 4, True, words),
             (a, "random", key, firsts, heights, widths, 1, 3, False, words),
         ],
+        "live_mask_": [(duals, words, 0.2, False), (duals, words, 0.2, True)],
+        "mask_index_": [(masks, ranks, [torch.full_like(x, -1) for x in live])],
+        "gather_entries_": [
+            (a, live, [1, 1, 1, 1], values),
+            (a, rows_of, [5, 1, 7, 1], row_values),
+        ],
+        "scatter_entries_": [
+            (a, live, [1, 1, 1, 1], values),
+            (a, rows_of, [5, 1, 7, 1], row_values),
+        ],
         "zo_combine_": [
             (a, [], coef, *plain, [], [], None, None, None),
             (a, b, coef, *other, c, [], scale, scale, sumsq),
@@ -97,15 +113,22 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         "zo_gram": [(a, 2, *plain), (a, 2, *other), (a, 2, *shards)],
         "zo_key_": [(key, torch.tensor(2**32 - 1, device=device), pool, 0x80000001)],
         "linbreg_step_": [
-            (a, b, duals, [], [], 0.1, 0.2, 1.0, 0.0, "sgd", False, 0.0, False),
-            (a, b, [], first, [], 0.1, 0.2, 2.0, 0.9, "ema", False, 0.1, True),
-            (a, b, duals, first, masks, 0.1, 0.2, 2.0, 0.9, "sgd", True, 0.1, False),
+            (a, b, duals, [], [], 0.1, 0.2, 1.0, 0.0, "sgd", False, 0.0, False, False, True, 0.0,
+             1.0),
+            (a, b, [], first, [], 0.1, 0.2, 2.0, 0.9, "ema", False, 0.1, True, True, True, 0.0,
+             1.0),
+            (a, b, duals, [], masks, 0.1, 0.2, 2.0, 0.0, "sgd", False, 0.1, False, False, False,
+             0.1, 1.0),
+            (a, b, duals, first, masks, 0.1, 0.2, 2.0, 0.9, "sgd", True, 0.1, False, False, True,
+             0.1, 3.0),
         ],
         "adabreg_step_": [
-            (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.0, False, 3,
-             None, None),
+            (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.0, False,
+             False, True, 0.0, 1.0, 3, None, None),
+            (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.1, False,
+             False, False, 0.1, 1.0, 3, None, None),
             (a, b, duals, first, second, counts, masks, 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.1, True,
-             3, rows, rows),
+             True, True, 0.1, 2.0, 3, rows, rows),
         ],
     }[op]  # fmt: skip
 

@@ -11,6 +11,7 @@ from sparse_kernels.testing import plant_special_values
 from sparse_kernels.triton import (
     _launch,
     bregman_step,
+    compaction,
     mask_apply,
     mask_count,
     mask_nm,
@@ -27,8 +28,8 @@ from sparse_kernels.triton import (
 
 #: what launches kernels
 MODULES = (
-    _launch, bregman_step, mask_apply, mask_count, mask_nm, mask_pack, mask_topk, masked_perturb,
-    norm, restore, restore_adamw, restore_sgd, zo_combine, zo_key,
+    _launch, bregman_step, compaction, mask_apply, mask_count, mask_nm, mask_pack, mask_topk,
+    masked_perturb, norm, restore, restore_adamw, restore_sgd, zo_combine, zo_key,
 )  # fmt: skip
 KEY = 0xE998CDE3B83FA088  # of the known answers of the stream
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
