@@ -22,6 +22,7 @@ from .sam import SAM, SSAM
 from .sparse_init import sparse_init_
 from .sparse_training import (
     DSR,
+    GMP,
     MEST,
     SET,
     SNIP,
@@ -37,6 +38,7 @@ from .zeroth_order import ZOSAM, MeZO
 
 __all__ = [
     "DSR",
+    "GMP",
     "MEST",
     "SAM",
     "SET",

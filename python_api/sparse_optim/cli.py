@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .demo import arguments, export_command, mezo_arguments, zo_arguments
+from .demo import arguments, bregman_arguments, export_command, mezo_arguments, zo_arguments
 
 PROGRAM = "sparse-optim"
 FAILED = 2  # exit code for anything the user can put right
@@ -80,6 +80,10 @@ def _add_train(commands: Any) -> None:
     add("--batch-size", type=arguments.integer(1), default=64, metavar="N", help="default 64")
     add("--load", type=Path, metavar="FILE", help="start from the model that --save wrote here")
     add("--save", type=Path, metavar="FILE", help="write model, optimizer state and options here")
+    add(
+        "--log-layers", action="store_true",
+        help="print the nonzero weights of every layer after every epoch",
+    )  # fmt: skip
     arguments.add_place(train, "of the optimizer's kernels (default auto: the fastest there is)")
     arguments.add_seed(train)
     group = train.add_argument_group(
@@ -146,6 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_study(commands)
     zo_arguments.add_study(commands)
     mezo_arguments.add_study(commands, PROGRAM)
+    bregman_arguments.add_study(commands)
     return parser
 
 
@@ -167,7 +172,7 @@ def _train_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         data_dir=args.data_dir, package=args.package, window=args.window,
         epoch_steps=args.epoch_steps, model=args.model, sizes=arguments.given_sizes(args),
         epochs=args.epochs, batch_size=args.batch_size, device=args.device, backend=args.backend,
-        seed=args.seed, load=args.load, save=args.save,
+        seed=args.seed, load=args.load, save=args.save, log_layers=args.log_layers,
     )  # fmt: skip
 
 
@@ -188,7 +193,7 @@ def _study_options(parser: argparse.ArgumentParser, args: argparse.Namespace, li
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    from .demo import commands, mezo_study, study_command, zo_command
+    from .demo import bregman_command, commands, mezo_study, study_command, zo_command
 
     line = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
     if args.command == "demo":
@@ -201,6 +206,11 @@ def _run(argv: Sequence[str] | None) -> None:
         )  # fmt: skip
     elif args.command == "train":
         commands.run_train(_train_options(parser, args))
+    elif args.command == "study-bregman":
+        given = {name: value for name, value in vars(args).items() if name != "command"}
+        bregman_command.run_bregman_study(
+            bregman_command.BregmanStudyOptions(command=line, **given)
+        )
     elif args.command == "export":
         given = {name: value for name, value in vars(args).items() if name != "command"}
         export_command.run_export(export_command.ExportOptions(**given))

@@ -4,6 +4,7 @@ import torch
 from optim_cases import assert_same_bits, batch, bits, cross_entropy, mlp
 from sparse_optim import (
     DSR,
+    GMP,
     MEST,
     SAM,
     SET,
@@ -83,6 +84,7 @@ METHODS = {
     "dsr": lambda m, o: DSR(m, o, 0.5, first_dense=False, update_every=7, threshold=0.05, seed=1),
     "rigl": lambda m, o: RigL(m, o, 0.5, update_every=7, stop_at=90, seed=1),
     "mest": lambda m, o: MEST(m, o, 0.5, first_dense=False, update_every=7, seed=1),
+    "gmp": lambda m, o: GMP(m, o, 0.5, update_every=7, stop_at=60),
 }
 
 

@@ -70,6 +70,33 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --sparse-method snip --weight-sparsity 1", "--weight-sparsity: 1 must be below 1"),
         ("train --sparse-method lth --weight-distribution er", "needs --sparse-method set, dsr"),
         ("train --sparse-method lth --epochs 1 --batch-size 999", "lth needs 4 steps"),
+        (
+            "train --sparse-method set --weight-distribution global",
+            "global needs --sparse-method gmp",
+        ),
+        ("train --optimizer linbreg --reg l2", "invalid choice: 'l2'"),
+        ("train --optimizer linbreg --groups rows", "--groups needs --reg l1_l2 or sparse_group"),
+        (
+            "train --optimizer linbreg --reg l1_l2 --groups rows",
+            "--optimizer linbreg: groups='rows'",
+        ),
+        ("train --optimizer adabreg --reg l1_l2 --block 2,2", "--block needs --groups blocks"),
+        ("train --optimizer adabreg --block 2", "'2' is not ROWS,COLUMNS"),
+        ("train --optimizer linbreg --l1-ratio 0.5", "--l1-ratio needs --reg sparse_group"),
+        ("train --optimizer linbreg --control feedback", "--control needs --target-sparsity"),
+        ("train --optimizer linbreg --target-sparsity 1", "--target-sparsity: 1 must be below 1"),
+        (
+            "train --optimizer proxsgd --target-sparsity 0.5 --control quantile",
+            "QuantileLambda ranks duals, which ProxSGD does not have",
+        ),
+        (
+            "train --optimizer linbreg --reg sparse_group --target-sparsity 0.5",
+            "QuantileLambda has no ranking for reg 'sparse_group'",
+        ),
+        ("study-bregman --data mnist", "invalid choice: 'mnist'"),
+        ("study-bregman --parts curves,rho", "'rho' is none of methods, sensitivity, curves"),
+        ("study-bregman --sparsities 1", "--sparsities: 1 must be below 1"),
+        ("study-bregman --seeds 0", "--seeds: 0 must be at least 1"),
         ("demo --mask dynamic --pattern 2:4", "it has no --pattern 2:4"),
         ("demo --weight-sparsity 0.5", "--weight-sparsity needs --sparse-method"),
         ("study --seeds 0", "--seeds: 0 must be at least 1"),
@@ -103,7 +130,7 @@ def test_options_of_other_optimizers_are_refused(optimizer, capsys):
         "distribution": "normal", "num_directions": "1", "coarse_steps": "1", "interval": "2",
         "mask": "random", "pattern": "row", "axis": "in", "form": "explicit", "norm": "dense",
         "sparse_method": "snip", "weight_distribution": "er", "sign": "random",
-        "restore": "replay",
+        "restore": "replay", "reg": "l1", "groups": "rows", "block": "2,2", "control": "feedback",
     }  # fmt: skip
     foreign = {name for options in methods.OPTIONS.values() for name in options}
     foreign -= set(methods.OPTIONS[optimizer])

@@ -118,7 +118,7 @@ def test_train_with_sparse_methods(method, optimizer, mnist, tmp_path, capsys):
     assert mask.live / mask.numel == pytest.approx(0.2, abs=1e-4)
     for name, exists in zip(state["names"], mask.to_bool(), strict=True):
         assert not saved["model"][name][~exists].any(), name
-    assert state["updates"] == {"snip": 1, "grasp": 1, "mest": 4}.get(method, 3)
+    assert state["updates"] == {"snip": 1, "grasp": 1, "mest": 4, "gmp": 4}.get(method, 3)
 
 
 def test_train_learns_and_options_act(mnist, capsys):

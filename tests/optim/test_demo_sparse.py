@@ -30,8 +30,11 @@ def test_sparse_methods_keep_their_counts(method, backend, digits):
     for p, exists in zip(scheduler.weights.values(), scheduler.mask.to_bool(), strict=True):
         assert not p[~exists].any()
     assert run.sparsity() >= 100.0 * (1 - scheduler.mask.live / WEIGHTS)
-    # updates in steps 1 to 5 of 8 (RigL's last time 6 is excluded), MEST's also at time 0
-    assert scheduler.updates == {"snip": 1, "grasp": 1, "lth": 3, "mest": 6}.get(method, 5)
+    # updates in steps 1 to 5 of 8 (RigL's last time 6 is excluded), MEST's also at time 0, GMP's at
+    # its last time
+    assert scheduler.updates == {"snip": 1, "grasp": 1, "lth": 3, "mest": 6, "gmp": 6}.get(
+        method, 5
+    )
     assert (scheduler.mask == first) == (method in ("snip", "grasp"))
 
 

@@ -87,8 +87,8 @@ def test_seeds_pair_the_methods(digits, monkeypatch):
     seen: list[tuple[float, list[int]]] = []
     make, step = runner.Run.__init__, runner.Run.step
 
-    def recorded_make(run, *args):
-        make(run, *args)
+    def recorded_make(run, *args, **kwargs):
+        make(run, *args, **kwargs)
         seen.append((float(next(run.model.parameters()).detach().sum()), []))
 
     def recorded_step(run, images, labels):

@@ -11,6 +11,7 @@ from .. import Pattern
 from .._support import BACKENDS
 from ..sparse_training import DISTRIBUTIONS
 from .methods import FORMS, MASKS, OPTIONS
+from .regularized import CONTROLS, DENSITY, KINDS, REGULARIZERS
 from .sparse import METHODS, ROUNDS, UPDATES
 from .text import EPOCH_STEPS, WINDOW
 from .variants import CHOICES
@@ -56,6 +57,14 @@ def below_one(text: str) -> float:
     if value >= 1.0:
         raise argparse.ArgumentTypeError(f"{text} must be below 1")
     return value
+
+
+def block(text: str) -> tuple[int, int]:
+    """Rows and columns of a block, such as 4,4."""
+    sizes = tuple(integer(1)(part) for part in text.split(","))
+    if len(sizes) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWS,COLUMNS")
+    return sizes
 
 
 def pattern(text: str) -> str:
@@ -123,14 +132,27 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
      "of the perturbation: uphill as probed; downhill and random (no probes) are controls"),
     ("sparse-method", {"choices": METHODS},
      "train with zero weights. snip, grasp: chosen before the first step; set, dsr, rigl, mest: "
-     f"moved about {UPDATES} times in the first three quarters of the steps; lth: {ROUNDS} rounds "
+     f"moved about {UPDATES} times in the first three quarters of the steps; gmp: pruned as often, "
+     f"from dense to the sparsity asked for; lth: {ROUNDS} rounds "
      "of equally many steps within the epochs given, each from the initial weights with a new "
      f"learning rate schedule, {ROUNDS - 1} prunings between them"),
     ("weight-sparsity", {"type": below_one},
      "fraction of the convolution and linear weights that a sparse method makes zero"),
-    ("weight-distribution", {"choices": DISTRIBUTIONS},
-     "of the live weights among the layers, for set, dsr, rigl and mest"),
+    ("weight-distribution", {"choices": (*DISTRIBUTIONS, "global")},
+     "of the live weights among the layers, for set, dsr, rigl, mest and gmp, which alone has "
+     "global: the largest weights of all layers"),
+    ("reg", {"choices": REGULARIZERS},
+     "regulariser of the convolution and linear weights; l1 and l1_pos (weights >= 0) make single "
+     "entries zero, l1_l2 whole groups, sparse_group both, nuclear singular values"),
+    ("groups", {"choices": KINDS}, "of l1_l2 and sparse_group"),
+    ("block", {"type": block, "metavar": "ROWS,COLUMNS"}, "size of the blocks"),
+    ("l1-ratio", {"type": number(0.0, 1.0)}, "share of lam on single entries, of sparse_group"),
     ("lam", {"type": number(0.0)}, "threshold a zero weight must pass; larger is sparser"),
+    ("target-sparsity", {"type": below_one},
+     "fraction of the regularised weights that is kept zero, by changing lam"),
+    ("control", {"choices": CONTROLS},
+     "of lam: quantile has exactly the wanted number of weights after every full step; feedback "
+     "raises lam while there are too many and lowers it while there are too few"),
     ("delta", {"type": number(0.0, strict=True)}, "step size factor of the nonzero weights"),
     ("coarse-steps", {"type": integer(0), "metavar": "N"},
      "steps on the nonzero weights per full step"),
@@ -141,7 +163,11 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
 _DEFAULT_WORDS = {
     "smoothing": "rho / sqrt(number of weights)",
     "axis": "in; out for the implicit form",
-    "weight_distribution": "erk for set and rigl, uniform for dsr and mest",
+    "weight_distribution": "erk for set and rigl, uniform for dsr and mest, global for gmp",
+    "groups": "2-D kernels of convolutions, rows of linear weights",
+    "block": "needed with blocks",
+    "target_sparsity": "lam stays as it is",
+    "density": f"{DENSITY:g}, with a target 1 - target",
     "adaptive": "off",
     "forward_difference": "off",
     "mask": "all weights",

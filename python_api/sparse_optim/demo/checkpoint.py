@@ -35,6 +35,8 @@ def save(run: Run, options: dict[str, Any], path: Path) -> None:
         state["implicit"] = run.implicit.state_dict()
     if run.sparse is not None:
         state["sparse"] = run.sparse.scheduler.state_dict()
+    if run.control is not None:
+        state["control"] = run.control.state_dict()
     try:
         torch.save(state, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError

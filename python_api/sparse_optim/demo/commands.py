@@ -43,6 +43,7 @@ class TrainOptions:
         package, window, epoch_steps: of the standard library's source; else None.
         sizes: ``width`` and ``depth`` of the model, where they were given.
         load: a file to take the first weights from.
+        log_layers: print the nonzero weights of every layer after every epoch.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class TrainOptions:
     seed: int = 0
     load: Path | None = None
     save: Path | None = None
+    log_layers: bool = False
 
     @property
     def model_name(self) -> str:
@@ -259,6 +261,8 @@ def run_train(options: TrainOptions) -> None:
             f"peak memory {peak_memory(options.device) / 1e6:.0f} MB",
             flush=True,
         )
+        if options.log_layers:
+            print(report.nonzeros_text(run.nonzeros()), flush=True)
         start = time.perf_counter()
     saved = ""
     if options.save is not None:

@@ -42,6 +42,9 @@ class Data(Protocol):
     def device(self) -> torch.device:
         """Where the tensors are."""
 
+    def to(self, device: str) -> Data:
+        """The same data on another device."""
+
     def inputs(self, samples: Tensor) -> Tensor:
         """What the model takes."""
 

@@ -14,7 +14,6 @@ from sparse_kernels import resolved_name
 from .. import (
     SAM,
     SSAM,
-    AdaBreg,
     DynamicMask,
     FisherMask,
     ImplicitMask,
@@ -25,9 +24,8 @@ from .. import (
     Pattern,
     RandomMask,
     SmallMagnitudeMask,
-    bregman_param_groups,
-    sparse_init_,
 )
+from . import regularized
 from ._support import UserError
 from .eager_mezo import EagerMeZO
 from .zo_controls import SIGNS
@@ -44,19 +42,24 @@ _OP_OF = {  # the operation that decides which backend a run is said to use
     "mezo": "zo_combine_",
     "linbreg": "linbreg_step_",
     "adabreg": "adabreg_step_",
+    "proxsgd": "linbreg_step_",
 }
 _EAGER = ("adamw", "mezo-eager")  # plain torch, for comparison: they have no backend
 
 # options of each optimizer with the defaults of `sparse-optim train`
-_SGD = {
-    "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0,
-    "sparse_method": "none", "weight_sparsity": 0.9, "weight_distribution": None,
-}  # fmt: skip
+_SPARSE = {"sparse_method": "none", "weight_sparsity": 0.9, "weight_distribution": None}
+_SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, **_SPARSE}
 _SAM = {**_SGD, "rho": 0.05, "adaptive": False, "interval": 1}
 _DIRECTIONS = {
     "smoothing": None, "num_directions": 1, "distribution": "normal", "restore": "exact",
 }  # fmt: skip
-_BREGMAN = {"weight_decay": 0.0, "delta": 1.0, "coarse_steps": 0, "density": 0.05}
+_REGULARIZER = {
+    "reg": "l1", "groups": None, "block": None, "l1_ratio": 0.5, "weight_decay": 0.0,
+    "target_sparsity": None,
+}  # fmt: skip
+_BREGMAN = {
+    **_REGULARIZER, "control": "quantile", "delta": 1.0, "coarse_steps": 0, "density": None,
+}  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": _SGD,
     "sam": _SAM,
@@ -70,9 +73,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "mask": None, "forward_difference": False,
     },
     "mezo-eager": {"lr": 1e-3, "weight_decay": 0.0, "smoothing": 1e-3},
-    "adamw": {"lr": 1e-3, "weight_decay": 0.01},
+    "adamw": {"lr": 1e-3, "weight_decay": 0.01, **_SPARSE},
     "linbreg": {"lr": 0.1, "momentum": 0.9, "lam": 0.1, **_BREGMAN},
     "adabreg": {"lr": 2e-3, "lam": 0.02, **_BREGMAN},
+    "proxsgd": {
+        "lr": 0.1, "momentum": 0.9, "lam": 1e-3, **_REGULARIZER, "control": "feedback",
+    },
 }  # fmt: skip
 OPTIMIZERS = tuple(OPTIONS)
 
@@ -103,6 +109,7 @@ class Plan:
     epochs: int
     batch_size: int
     recipes: tuple[Recipe, ...]
+    sizes: dict[str, int] = field(default_factory=dict)  # width and depth, if not the model's own
 
 
 def _recipes(lr: float, bregman: dict[str, dict[str, Any]]) -> tuple[Recipe, ...]:
@@ -160,8 +167,7 @@ def prepare_model(model: nn.Module, recipe: Recipe, seed: int) -> None:
     home = next(model.parameters()).device
     # drawn on the CPU, so that the start does not depend on the device
     model.cpu()
-    generator = torch.Generator().manual_seed(seed)
-    sparse_init_(model, recipe.option("density"), generator=generator)
+    regularized.start_sparse(model, recipe.all_options(), seed)
     model.to(home)
 
 
@@ -191,15 +197,11 @@ def build_optimizer(model: nn.Module, recipe: Recipe, backend: str, seed: int) -
             return torch.optim.SGD(params, **sgd)
         return LinBreg(params, **sgd, backend=backend)
     if kind == "adamw":
-        return torch.optim.AdamW(params, **o)
+        return torch.optim.AdamW(params, lr=o["lr"], weight_decay=o["weight_decay"])
     if kind == "mezo-eager":
         return EagerMeZO(params, **o, seed=seed)
-    if kind in ("linbreg", "adabreg"):
-        groups = bregman_param_groups(model, reg="l1", lam=o["lam"])
-        shared = {k: o[k] for k in ("lr", "weight_decay", "delta", "coarse_steps")}
-        if kind == "adabreg":
-            return AdaBreg(groups, **shared, backend=backend)
-        return LinBreg(groups, momentum=o["momentum"], **shared, backend=backend)
+    if "reg" in o:
+        return regularized.build(model, kind, o, backend)
     common: dict[str, Any] = {"bn_modules": model, "backend": backend}
     if kind == "mezo":
         return _mezo(model, o, seed, common)

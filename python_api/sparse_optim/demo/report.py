@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ def flops_text(percent: tuple[float, float]) -> str:
         '38.0 % of dense SGD in theory, 99.5 % issued'
     """
     return f"{percent[0]:.1f} % of dense SGD in theory, {percent[1]:.1f} % issued"
+
+
+def nonzeros_text(layers: Mapping[str, tuple[int, int]]) -> str:
+    """Nonzero weights of every layer; one that has none left passes no gradient on.
+
+    Example:
+        >>> nonzeros_text({"0.weight": (12, 144), "2.weight": (0, 90)})
+        '  nonzero weights: 0.weight 12 of 144, 2.weight none of 90'
+    """
+    parts = (f"{name} {live or 'none'} of {total}" for name, (live, total) in layers.items())
+    return f"  nonzero weights: {', '.join(parts)}"
 
 
 def make_table(rows: Sequence[Row]) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .. import SAM, SSAM, ZOSAM, DynamicMask, ImplicitMask, MeZO, SparseFlops
+from .. import SAM, SSAM, ZOSAM, DynamicMask, FeedbackLambda, ImplicitMask, MeZO, SparseFlops
 from . import models
 from ._support import UserError
 from .data import Data
@@ -24,6 +24,7 @@ from .methods import (
     build_optimizer,
     prepare_model,
 )
+from .regularized import build_control
 from .sparse import SparseMethod
 from .stopwatch import Stopwatch, median_ms
 
@@ -40,6 +41,7 @@ class Run:
         total_steps: length of the cosine schedule that takes lr to 0.
         sizes: as ``models.build`` takes them.
         weights: the model's state to start from; None: new weights.
+        track_support: count births and deaths of weights, as ``SparseFlops`` does.
 
     Raises:
         ValueError: an option is out of range.
@@ -49,6 +51,7 @@ class Run:
     def __init__(
         self, model: str, data: Data, recipe: Recipe, backend: str, seed: int, total_steps: int,
         *, sizes: dict[str, int] | None = None, weights: dict[str, Any] | None = None,
+        track_support: bool = False,
     ) -> None:  # fmt: skip
         device = data.device
         torch.manual_seed(seed)
@@ -60,6 +63,7 @@ class Run:
         self.model.to(device)
         self.data, self.recipe, self.total_steps = data, recipe, total_steps
         self.optimizer = build_optimizer(self.model, recipe, backend, seed)
+        self.control = build_control(self.optimizer, recipe.all_options())
         self.implicit = build_implicit(self.model, recipe, backend, seed)
         self.sparse: SparseMethod | None = None
         method = recipe.all_options().get("sparse_method", "none")
@@ -71,7 +75,7 @@ class Run:
             )  # fmt: skip
         example, _ = next(iter(data.test_batches()))
         scheduler = None if self.sparse is None else self.sparse.scheduler
-        self.flops = SparseFlops(self.model, example[:1], self.optimizer, masked=scheduler)
+        self.flops = SparseFlops(self.model, example[:1], self.optimizer, scheduler, track_support)
         if self.sparse is not None:
             self.flops.count_passes(*self.sparse.scoring, dense=True)
         self.seconds: list[float] = []  # of the optimizer
@@ -134,6 +138,8 @@ class Run:
         with self._watch.on():
             if self.sparse is None or not self.sparse.step():
                 self.optimizer.step()
+            if isinstance(self.control, FeedbackLambda):  # the other one has its hook
+                self.control.step()
 
     def _sam_step(self, optimizer: SAM, x: Tensor, labels: Tensor) -> Tensor:
         with self.implicit or contextlib.nullcontext():
@@ -214,11 +220,16 @@ class Run:
         return self.data.result_text(*self.evaluate())
 
     @torch.no_grad()
+    def nonzeros(self) -> dict[str, tuple[int, int]]:
+        """Nonzero and all entries of the convolution and linear weights; reads the device once."""
+        layers = self.flops.layers
+        live = torch.stack([layer.weight.count_nonzero() for layer in layers]).tolist()
+        return {x.name: (n, x.weight.numel()) for x, n in zip(layers, live, strict=True)}
+
     def sparsity(self) -> float:
         """Per cent of the convolution and linear weights that are exactly zero."""
-        weights = [layer.weight for layer in self.flops.layers]
-        zeros = sum(int((w == 0).sum()) for w in weights)
-        return 100.0 * zeros / sum(w.numel() for w in weights)
+        live, total = (sum(column) for column in zip(*self.nonzeros().values(), strict=True))
+        return 100.0 * (total - live) / total
 
     def masks(self) -> dict[str, Tensor]:
         """What Sparse SAM perturbs: a bool mask on the CPU by name; empty for other methods.
@@ -263,7 +274,10 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
     return float(torch.stack(gaps).max())
 
 
-def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
+def train(
+    run: Run, epochs: int, batch_size: int, seed: int,
+    on_step: Callable[[Tensor], None] = lambda loss: None,
+) -> Iterator[float]:  # fmt: skip
     """Train epoch by epoch; the last one ends early if the run was made for fewer steps.
 
     Args:
@@ -271,6 +285,7 @@ def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
         epochs, batch_size: as the run was made for.
         seed: of the data order and of the samples that masks are scored with: equal seeds give all
             methods the same batches.
+        on_step: called after every step with its loss.
 
     Yields:
         The mean loss of each epoch.
@@ -281,5 +296,8 @@ def train(run: Run, epochs: int, batch_size: int, seed: int) -> Iterator[float]:
         batches = itertools.islice(
             run.data.batches(batch_size, order), run.total_steps - len(run.seconds)
         )
-        losses = [run.step(samples, labels) for samples, labels in batches]
+        losses = []
+        for samples, labels in batches:
+            losses.append(run.step(samples, labels))
+            on_step(losses[-1])
         yield float(torch.stack(losses).mean())

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from .. import (
     DSR,
+    GMP,
     MEST,
     SET,
     SNIP,
@@ -23,8 +24,8 @@ from .. import (
 )
 from .data import Data, Dataset
 
-METHODS = ("none", "snip", "grasp", "lth", "set", "dsr", "rigl", "mest")
-DYNAMIC = {"set": SET, "dsr": DSR, "rigl": RigL, "mest": MEST}
+METHODS = ("none", "snip", "grasp", "lth", "set", "dsr", "rigl", "mest", "gmp")
+DYNAMIC = {"set": SET, "dsr": DSR, "rigl": RigL, "mest": MEST, "gmp": GMP}
 ROUNDS = 4  # of a lottery ticket: the last one trains what the ones before have found
 UPDATES = 20  # of a moving mask, about, in the first three quarters; short runs: every step
 SNIP_SAMPLES = 128

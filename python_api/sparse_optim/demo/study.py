@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .compare import total_steps
-from .data import Dataset, steps_per_epoch
+from .data import Data, Dataset
 from .methods import PLANS, Plan, Recipe
 from .runner import Run, train
 from .sparse import DYNAMIC
@@ -49,10 +48,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training run; per cents. ``perturbed`` is None for SGD.
+    """One training run; per cents. ``perturbed`` is None for methods that do not perturb.
 
     ``corrupted`` is the accuracy by corruption of the test images, the mean over its amounts;
-    ``seconds`` is the time of all steps.
+    ``seconds`` is the time of all steps, ``ms`` the optimizer's share of one, ``loss`` that of the
+    test samples, ``flops`` of training in theory and issued, in per cent of dense SGD.
     """
 
     case: Case
@@ -63,6 +63,9 @@ class Outcome:
     zeros: float
     seconds: float = 0.0
     corrupted: dict[str, float] = field(default_factory=dict)
+    loss: float = 0.0
+    flops: tuple[float, float] = (100.0, 100.0)
+    ms: float = 0.0
 
     @property
     def corrupted_mean(self) -> float | None:
@@ -75,7 +78,7 @@ class Summary:
     """Mean and sample standard deviation over the seeds of one case.
 
     ``corrupted`` holds a mean per corruption, ``corrupted_mean`` and ``corrupted_deviation`` are
-    over the seeds of the mean over all of them.
+    over the seeds of the mean over all of them. ``seconds``, ``flops`` and ``ms`` are means.
     """
 
     case: Case
@@ -88,6 +91,11 @@ class Summary:
     corrupted: dict[str, float] = field(default_factory=dict)
     corrupted_mean: float | None = None
     corrupted_deviation: float | None = None
+    loss: float = 0.0
+    loss_deviation: float | None = None
+    seconds: float = 0.0
+    flops: tuple[float, float] = (100.0, 100.0)
+    ms: float = 0.0
 
 
 def plan_of(model: str, epochs: int | None) -> Plan:
@@ -139,7 +147,7 @@ def training_cases(methods: Sequence[str], sparsity: float, distribution: str) -
 
 def _perturbed(run: Run) -> float | None:
     """Per cent of all weights and biases that the last step could perturb."""
-    if run.recipe.optimizer == "sgd":
+    if "rho" not in run.recipe.all_options():
         return None
     masks = run.masks()
     total = sum(p.numel() for p in run.model.parameters())
@@ -151,7 +159,7 @@ def _perturbed(run: Run) -> float | None:
 
 
 def train_case(
-    case: Case, plan: Plan, data: Dataset, backend: str, seed: int,
+    case: Case, plan: Plan, data: Data, backend: str, seed: int,
     on_epoch: Callable[[], None] = lambda: None, *, steps: int | None = None,
     corrupted: Mapping[str, Sequence[Dataset]] | None = None,
 ) -> Outcome:  # fmt: skip
@@ -167,9 +175,10 @@ def train_case(
         steps: of the run, its schedules as long; default the plan's epochs.
         corrupted: test images to measure the accuracy on after training, by corruption.
     """
-    steps = total_steps(plan, len(data.train)) if steps is None else steps
-    run = Run(plan.model, data, case.recipe, backend, seed, steps)
-    epochs = math.ceil(steps / steps_per_epoch(len(data.train), plan.batch_size))
+    per_epoch = data.steps(plan.batch_size)
+    steps = plan.epochs * per_epoch if steps is None else steps
+    run = Run(plan.model, data, case.recipe, backend, seed, steps, sizes=plan.sizes)
+    epochs = math.ceil(steps / per_epoch)
     start = time.perf_counter()
     for _ in train(run, epochs, plan.batch_size, seed):
         on_epoch()
@@ -178,13 +187,15 @@ def train_case(
         name: statistics.fmean([run.accuracy(part) for part in parts])
         for name, parts in (corrupted or {}).items()
     }
+    loss, accuracy = run.evaluate()
     return Outcome(
-        case, seed, steps, run.accuracy(), _perturbed(run), run.sparsity(), seconds, found
-    )
+        case, seed, steps, accuracy, _perturbed(run), run.sparsity(), seconds, found, loss,
+        run.flops_percent(), run.ms_per_step(),
+    )  # fmt: skip
 
 
 def run_cases(
-    cases: Sequence[Case], plan: Plan, data: Dataset, backend: str, seeds: int,
+    cases: Sequence[Case], plan: Plan, data: Data, backend: str, seeds: int,
     on_epoch: Callable[[Case, int], None] = lambda case, seed: None,
 ) -> Iterator[Outcome]:  # fmt: skip
     """Train every case with seeds 0 to ``seeds`` - 1; arguments as in ``train_case``."""
@@ -217,6 +228,7 @@ def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
         mean, deviation = spread([o.accuracy for o in own])
         perturbed = [o.perturbed for o in own if o.perturbed is not None]
         corrupted = [o.corrupted_mean for o in own if o.corrupted_mean is not None]
+        loss, loss_deviation = spread([o.loss for o in own])
         summaries.append(
             Summary(
                 case=own[0].case,
@@ -232,6 +244,14 @@ def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
                 },
                 corrupted_mean=statistics.fmean(corrupted) if corrupted else None,
                 corrupted_deviation=spread(corrupted)[1] if corrupted else None,
+                loss=loss,
+                loss_deviation=loss_deviation,
+                seconds=statistics.fmean([o.seconds for o in own]),
+                flops=(
+                    statistics.fmean([o.flops[0] for o in own]),
+                    statistics.fmean([o.flops[1] for o in own]),
+                ),
+                ms=statistics.fmean([o.ms for o in own]),
             )
         )
     return summaries

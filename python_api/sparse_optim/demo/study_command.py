@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from . import study, study_report
 from ._support import UserError, require
 from .commands import check_device, make_console, make_folder, make_progress
-from .data import Dataset, load_digits
+from .data import Data, load_digits
 from .methods import Plan, backend_in_use
 
 _TITLES = {
@@ -45,37 +45,37 @@ class Setting:
     """What a study works with: ``facts`` are of the source as it is at the start."""
 
     folder: Path
-    data: Dataset
+    data: Any
     plan: Plan
     console: Any
     facts: dict[str, str]
 
 
-def prepare(options: Any, optimizer: str, model: str) -> Setting:
+def prepare(
+    options: Any, optimizer: str, plan: Plan, load: Callable[[], Data] | None = None
+) -> Setting:
     """Check and load what a study needs before its first minute of work, and say what it is.
 
     Args:
-        options: with ``out``, ``command``, ``seeds``, ``epochs``, ``device``, ``backend`` and
-            ``threads``.
+        options: with ``out``, ``command``, ``seeds``, ``device``, ``backend`` and ``threads``.
         optimizer: whose backend the study is said to use.
-        model: of the demo's plans.
+        plan: what is trained.
+        load: gives the data; None: digits.
 
     Raises:
         UserError: a package, the device or the output folder is missing.
         BackendUnavailableError: the backend cannot run here.
     """
-    require("sklearn.datasets", "matplotlib.pyplot", "rich.progress")
+    require("matplotlib.pyplot", "rich.progress", *(["sklearn.datasets"] if load is None else []))
     check_device(options.device)
     used = backend_in_use(optimizer, options.backend, options.device)
     folder = make_folder(options.out)
     torch.set_num_threads(options.threads)
-    data = load_digits().to(options.device)
-    plan = study.plan_of(model, options.epochs)
+    data = (load or load_digits)().to(options.device)
     console = make_console()
     console.print(
-        f"digits: {len(data.train)} training and {len(data.test)} test images of 8x8; "
-        f"{plan.title}, {plan.epochs} epoch(s), seeds 0 to {options.seeds - 1}; {used} on "
-        f"{options.device}, {options.threads} thread(s)",
+        f"{data.summary()}; {plan.title}, {plan.epochs} epoch(s), seeds 0 to {options.seeds - 1}; "
+        f"{used} on {options.device}, {options.threads} thread(s)",
         highlight=False,
     )
     facts = study_report.provenance(used, options.command, options.device)
@@ -89,7 +89,7 @@ def run_study(options: StudyOptions) -> None:
         UserError: a package, the device or the output folder is missing, or a run is too short.
         BackendUnavailableError: the backend cannot run here.
     """
-    setting = prepare(options, "ssam", options.model)
+    setting = prepare(options, "ssam", study.plan_of(options.model, options.epochs))
     folder, plan, data, console = setting.folder, setting.plan, setting.data, setting.console
     cases = study.perturbation_cases(plan, options.sparsities)
     more: list[study.Case] = []
@@ -159,3 +159,22 @@ def guarded(folder: Path, write: Any, *args: Any) -> None:
         write(*args)
     except OSError as error:
         raise UserError(f"--out: cannot write to {folder}: {error.strerror}") from error
+
+
+class Writer:
+    """Writes tables with the same last columns and remembers their paths."""
+
+    def __init__(self, folder: Path, facts: dict[str, str], console: Any) -> None:
+        self.folder, self.facts, self.console = folder, facts, console
+        self.paths: list[Path] = []
+
+    def table(self, name: str, records: list[dict[str, Any]]) -> None:
+        self.paths.append(self.folder / f"{name}.csv")
+        guarded(self.folder, study_report.write_records, records, self.facts, self.paths[-1])
+
+    def picture(self, name: str, draw: Any, *args: Any) -> None:
+        self.paths.append(self.folder / f"{name}.png")
+        guarded(self.folder, draw, *args, self.paths[-1])
+
+    def show(self, table: Any) -> None:
+        self.console.print(table)

@@ -9,6 +9,7 @@ from typing import Any
 from .. import Pattern
 from ._support import UserError
 from .methods import OPTIONS, WEIGHT_ONLY_MASKS, Plan, Recipe
+from .regularized import GROUPED
 from .sparse import DYNAMIC
 
 CHOICES = (
@@ -47,6 +48,15 @@ _NEEDS: tuple[tuple[str, Test, str], ...] = (
         lambda o: o["sparse_method"] in DYNAMIC,
         f"needs --sparse-method {', '.join(DYNAMIC)}; others choose over all layers together",
     ),
+    (
+        "weight_distribution",
+        lambda o: o["weight_distribution"] != "global" or o["sparse_method"] == "gmp",
+        "global needs --sparse-method gmp",
+    ),
+    ("groups", lambda o: o["reg"] in GROUPED, f"needs --reg {' or '.join(GROUPED)}"),
+    ("block", lambda o: o["groups"] == "blocks", "needs --groups blocks"),
+    ("l1_ratio", lambda o: o["reg"] == "sparse_group", "needs --reg sparse_group"),
+    ("control", lambda o: o["target_sparsity"] is not None, "needs --target-sparsity"),
 )
 
 

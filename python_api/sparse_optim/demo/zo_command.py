@@ -6,15 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import study, zo_cosine, zo_report, zo_study, zo_throughput
 from ._support import UserError
 from .commands import make_progress
 from .data import Dataset
 from .methods import Plan
-from .study_command import guarded, prepare
-from .study_report import write_records
+from .study_command import Writer, prepare
 
 PARTS = ("accuracy", "rho", "cosine")
 
@@ -38,25 +36,6 @@ class ZoStudyOptions:
     threads: int = 1
 
 
-class _Writer:
-    """Writes tables with the same last columns and remembers their paths."""
-
-    def __init__(self, folder: Path, facts: dict[str, str], console: Any) -> None:
-        self.folder, self.facts, self.console = folder, facts, console
-        self.paths: list[Path] = []
-
-    def table(self, name: str, records: list[dict[str, Any]]) -> None:
-        self.paths.append(self.folder / f"{name}.csv")
-        guarded(self.folder, write_records, records, self.facts, self.paths[-1])
-
-    def picture(self, name: str, draw: Any, *args: Any) -> None:
-        self.paths.append(self.folder / f"{name}.png")
-        guarded(self.folder, draw, *args, self.paths[-1])
-
-    def show(self, table: Any) -> None:
-        self.console.print(table)
-
-
 def run_zo_study(options: ZoStudyOptions) -> None:
     """Measure, train and write what the options ask for.
 
@@ -67,9 +46,9 @@ def run_zo_study(options: ZoStudyOptions) -> None:
         UserError: a package, the device or the output folder is missing, or a run is too short.
         BackendUnavailableError: the backend cannot run here.
     """
-    setting = prepare(options, "zosam", "cnn")
+    setting = prepare(options, "zosam", study.plan_of("cnn", options.epochs))
     plan, data, console = setting.plan, setting.data, setting.console
-    writer = _Writer(setting.folder, setting.facts, console)
+    writer = Writer(setting.folder, setting.facts, console)
     start = time.perf_counter()
     try:
         _train(options, plan, data, writer)
@@ -83,7 +62,7 @@ def run_zo_study(options: ZoStudyOptions) -> None:
     )
 
 
-def _train(options: ZoStudyOptions, plan: Plan, data: Dataset, writer: _Writer) -> None:
+def _train(options: ZoStudyOptions, plan: Plan, data: Dataset, writer: Writer) -> None:
     steps = zo_study.all_steps(plan, data)
     parts: dict[str, list[zo_study.Job]] = {}
     if "accuracy" in options.parts:
@@ -120,7 +99,7 @@ def _train(options: ZoStudyOptions, plan: Plan, data: Dataset, writer: _Writer) 
 
 
 def _measure(
-    options: ZoStudyOptions, plan: Plan, data: Dataset, writer: _Writer, steps: int
+    options: ZoStudyOptions, plan: Plan, data: Dataset, writer: Writer, steps: int
 ) -> dict[str, list[zo_throughput.Speed]]:
     """Speeds by sparse training method, at the first sparsity: the layers do not use the zeros."""
     speeds = {}
@@ -148,7 +127,7 @@ def _measure(
 
 
 def _report_accuracy(
-    outcomes: Mapping[str, Sequence[study.Outcome]], plan: Plan, writer: _Writer
+    outcomes: Mapping[str, Sequence[study.Outcome]], plan: Plan, writer: Writer
 ) -> None:
     summaries = {part: study.summarise(own) for part, own in outcomes.items()}
     for part, own in summaries.items():
@@ -169,7 +148,7 @@ def _report_accuracy(
     writer.picture("zo_accuracy", zo_report.plot_accuracy, summaries)
 
 
-def _report_radius(outcomes: Sequence[study.Outcome], plan: Plan, writer: _Writer) -> None:
+def _report_radius(outcomes: Sequence[study.Outcome], plan: Plan, writer: Writer) -> None:
     part, summaries = zo_study.RADIUS, study.summarise(outcomes)
     records = zo_report.summary_records({part: summaries}, plan)
     shown = {
@@ -186,7 +165,7 @@ def _report_radius(outcomes: Sequence[study.Outcome], plan: Plan, writer: _Write
     writer.picture("zo_rho", zo_report.plot_radius, summaries)
 
 
-def _cosine(options: ZoStudyOptions, plan: Plan, data: Dataset, writer: _Writer) -> None:
+def _cosine(options: ZoStudyOptions, plan: Plan, data: Dataset, writer: Writer) -> None:
     lines = 2 * len(zo_cosine.DISTRIBUTIONS) * len(options.directions)
     with make_progress(writer.console, "lines") as progress:
         task = progress.add_task("cosine", total=lines)

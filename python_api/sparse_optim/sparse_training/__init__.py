@@ -2,12 +2,13 @@
 
 from ._scheduler import SparseTraining
 from .distributions import DISTRIBUTIONS, layer_counts
-from .dynamic import DSR, MEST, SET, RigL
+from .dynamic import DSR, GMP, MEST, SET, RigL
 from .static import SNIP, GraSP, LotteryTicket, class_balanced
 
 __all__ = [
     "DISTRIBUTIONS",
     "DSR",
+    "GMP",
     "MEST",
     "SET",
     "SNIP",

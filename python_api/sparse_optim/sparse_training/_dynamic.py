@@ -15,7 +15,7 @@ from sparse_kernels import derive_key, mask_topk
 from .._policy import WEIGHT_GROW_STREAM, WEIGHT_INIT_STREAM
 from .._support import check_int
 from ._scheduler import SparseTraining
-from .distributions import check_distribution, layer_counts
+from .distributions import DISTRIBUTIONS, check_distribution, layer_counts
 
 
 class Piecewise:
@@ -59,6 +59,7 @@ class DynamicSparseTraining(SparseTraining, abc.ABC):
 
     #: time of the first call of ``step``; an update is due where the period divides the time
     _first_time = 1
+    _distributions: tuple[str, ...] = DISTRIBUTIONS
     #: whether an update reads dense gradients
     _reads_gradients = False
 
@@ -74,12 +75,16 @@ class DynamicSparseTraining(SparseTraining, abc.ABC):
         stop_at: int | None,
         **options: Any,
     ) -> None:
-        self.distribution = check_distribution(distribution)
+        self.distribution = check_distribution(distribution, self._distributions)
         self.update_every = Piecewise("update_every", update_every, _period)
         self.stop_at = None if stop_at is None else check_int("stop_at", stop_at, 0)
         if first_dense is None:
             first_dense = distribution == "uniform"
         super().__init__(model, optimizer, sparsity, first_dense=first_dense, **options)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Put the mask of the start in force."""
         live = self._counts(self.sparsity)
         self._commit(self._first_mask(live), live)
 

@@ -11,10 +11,10 @@ from .._support import check_number
 DISTRIBUTIONS = ("uniform", "er", "erk")
 
 
-def check_distribution(distribution: str) -> str:
-    """Return ``distribution``; ValueError if there is no such name."""
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}")
+def check_distribution(distribution: str, names: Sequence[str] = DISTRIBUTIONS) -> str:
+    """Return ``distribution``; ValueError if it is none of the names."""
+    if distribution not in names:
+        raise ValueError(f"distribution must be one of {names}, got {distribution!r}")
     return distribution
 
 

@@ -1,4 +1,4 @@
-"""Masks that move while training: SET, RigL, MEST, and DSR."""
+"""Masks that move while training: SET, RigL, MEST, DSR and gradual magnitude pruning."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .._bitmask import live_count
 from .._support import check_int, check_number
 from ._dsr import DSR
 from ._dynamic import DynamicSparseTraining, Piecewise
+from ._gmp import GMP
 from ._scheduler import wide
 
-__all__ = ["DSR", "MEST", "SET", "RigL"]
+__all__ = ["DSR", "GMP", "MEST", "SET", "RigL"]
 
 GROW_GRADS = ("w", "perturbed")
 
