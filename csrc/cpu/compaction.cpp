@@ -24,9 +24,10 @@ struct PackedLive : LiveMask<T> {
     const int64_t left = numels[tensor] - 32 * first;
     const int whole = int(std::min<int64_t>(n, left / 32));
     for (int w = 0; w < whole; ++w) {
+      const T* own = duals + 32 * w;  // with w in the index it would not vectorise under -fwrapv
       uint32_t bits = 0;
 #pragma omp simd reduction(| : bits)
-      for (int i = 0; i < 32; ++i) bits |= uint32_t(this->functor.live(duals[32 * w + i])) << i;
+      for (int i = 0; i < 32; ++i) bits |= uint32_t(this->functor.live(own[i])) << i;
       out[w] = bits;
     }
     if (whole == n) return;
