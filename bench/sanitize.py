@@ -73,6 +73,9 @@ def steps(tensors: list[Tensor], grads: list[Tensor], mask: list[Tensor] | None)
     sk.adabreg_step_(
         tensors, grads, *state[:1], *state[2:], 0.1, 0.5, step=1, counts=counts, active=mask
     )
+    sk.linbreg_step_(tensors, grads, state[0], 0.1, 0.5, dual_leak=0.1, fine_scale=2.0)
+    sk.linbreg_step_(tensors, grads, state[0], 0.1, 0.5, readout=False, active=mask)
+    sk.adabreg_step_(tensors, grads, *state[:1], *state[2:], 0.1, 0.5, step=2, readout=False)
     shards = [5 + 131 * i for i in range(len(tensors))]
     masters = [t.float() for t in tensors]
     sumsq = torch.zeros((), dtype=torch.float64, device=tensors[0].device)

@@ -96,14 +96,16 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     "linbreg_step_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] momentum_buffers, "
         "Tensor[] active, float lr, float lam, float delta, float momentum, str momentum_form, "
-        "bool nesterov, float weight_decay, bool maximize) -> Tensor",
+        "bool nesterov, float weight_decay, bool maximize, bool nonnegative, bool readout, "
+        "float dual_leak, float fine_scale) -> Tensor",
         "bregman_step",
     ),
     "adabreg_step_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] exp_avgs, "
         "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] counts, Tensor[] active, float lr, float lam, "
         "float delta, float beta1, float beta2, float eps, float weight_decay, bool maximize, "
-        "int step, Tensor? step_sizes, Tensor? bias2_sqrts) -> Tensor",
+        "bool nonnegative, bool readout, float dual_leak, float fine_scale, int step, "
+        "Tensor? step_sizes, Tensor? bias2_sqrts) -> Tensor",
         "bregman_step",
     ),
 }

@@ -27,6 +27,11 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// x: lam, lower, delta, decay, leak, fine_scale
+Readout<float> readout_of(const std::array<float, 6>& x) {
+  return {x[0], x[1], x[2], x[3], x[4], x[5]};
+}
+
 std::array<uint32_t, 4> philox_words(uint64_t block, uint32_t uid, uint32_t direction, uint64_t key,
                                      int rounds) {
   const RoundKeys keys = round_keys(key);
@@ -112,7 +117,7 @@ void bind_core(py::module_& m) {
   m.def("bf16_to_float", widen<bf16>);
   m.def("float_to_f16", narrow<f16>);
   m.def("float_to_bf16", narrow<bf16>);
-  m.def("shrink", [](float dual, float lam) { return shrink(dual, lam); });
+  m.def("shrink", [](float dual, float lower, float lam) { return shrink(dual, lower, lam); });
   m.def("first_chunks", [](const std::vector<int64_t>& n) { return ChunkPlan(n).first_chunk; });
   m.def("find_tensor", [](const std::vector<int64_t>& first_chunk, int64_t chunk) {
     return find_tensor(first_chunk.data(), int(first_chunk.size()) - 1, chunk);
@@ -201,29 +206,29 @@ void bind_harness(py::module_& m) {
   m.def("norm", norm);
   m.def("mask_pack", mask_pack);
   m.def("mask_unpack", mask_unpack);
-  m.def("linbreg_step", [](const Run& run, const std::string& dtype, bool dual, bool momentum,
-                           const std::array<float, 7>& x, bool nesterov, Address live) {
-    const LinBregScalars scalars{x[0], x[1], x[2], x[3], x[4], x[5], x[6], nesterov};
-    return linbreg(run, dtype, dual, momentum, scalars, at<int64_t>(live));
+  m.def("linbreg_step", [](const Run& run, const std::string& dtype, bool dual, bool readout,
+                           bool momentum, const std::array<float, 6>& readout_scalars,
+                           const std::array<float, 4>& x, bool nesterov, Address live) {
+    const LinBregScalars scalars{readout_of(readout_scalars), x[0], x[1], x[2], x[3], nesterov};
+    return linbreg(run, dtype, dual, readout, momentum, scalars, at<int64_t>(live));
   });
-  m.def("adabreg_step", [](const Run& run, const std::string& dtype, bool dual, bool counts,
-                           const std::array<float, 10>& x, Address step_sizes, Address bias2_sqrts,
-                           int32_t last_row, Address live) {
-    const AdaBregScalars scalars{x[0],
-                                 x[1],
-                                 x[2],
-                                 x[3],
-                                 x[4],
-                                 x[5],
-                                 x[6],
-                                 x[7],
-                                 x[8],
-                                 x[9],
-                                 at<float>(step_sizes),
-                                 at<float>(bias2_sqrts),
-                                 last_row};
-    return adabreg(run, dtype, dual, counts, scalars, at<int64_t>(live));
-  });
+  m.def("adabreg_step",
+        [](const Run& run, const std::string& dtype, bool dual, bool readout, bool counts,
+           const std::array<float, 6>& readout_scalars, const std::array<float, 7>& x,
+           Address step_sizes, Address bias2_sqrts, int32_t last_row, Address live) {
+          const AdaBregScalars scalars{readout_of(readout_scalars),
+                                       x[0],
+                                       x[1],
+                                       x[2],
+                                       x[3],
+                                       x[4],
+                                       x[5],
+                                       x[6],
+                                       at<float>(step_sizes),
+                                       at<float>(bias2_sqrts),
+                                       last_row};
+          return adabreg(run, dtype, dual, readout, counts, scalars, at<int64_t>(live));
+        });
   m.def("zo_combine",
         [](const Run& run, const std::string& dtype, const std::string& source,
            const Directions<float>& stream, Address alpha, Address gamma, bool sumsq) {

@@ -66,8 +66,8 @@ void adabreg_step(int shift, bool masked, std::mt19937& random) {
   BregmanLists<T> x(shift, random);
   auto y = x;
   const std::vector<float> steps{0, 0.1f, 0.2f, 0.3f}, roots{1, 0.5f, 0.7f, 0.9f};
-  AdaBregStep<T, true, true> op;
-  op.functor.readout = {0.3f, 1.5f, 0.01f};
+  AdaBregStep<T, Dual::kShrunk, true> op;
+  op.functor.readout = {0.3f, -0.3f, 1.5f, 0.01f, 0.1f, 3.0f};
   op.functor.sign = 1.0f;
   op.functor.one_minus_beta1 = 0.1f;
   op.functor.beta2 = 0.99f;
@@ -88,13 +88,13 @@ void adabreg_step(int shift, bool masked, std::mt19937& random) {
   expect(x == y && live == wanted, "adabreg_step " + name_of<T>());
 }
 
-template <class T>
+template <class T, Dual kDual>
 void linbreg_step(int shift, bool masked, std::mt19937& random) {
   Masks bits(random), *masks = masked ? &bits : nullptr;
   BregmanLists<T> x(shift, random);
   auto y = x;
-  LinBregStep<T, true, true> op;
-  op.functor.readout = {0.3f, 1.5f, 0.01f};
+  LinBregStep<T, kDual, true> op;
+  op.functor.readout = {0.3f, -0.3f, 1.5f, 0.01f, 0.1f, 1.0f};
   op.functor.sign = -1.0f;
   op.functor.beta = 0.9f;
   op.functor.gain = 0.1f;
@@ -102,9 +102,9 @@ void linbreg_step(int shift, bool masked, std::mt19937& random) {
   op.functor.nesterov = true;
   std::vector<int64_t> live(kSizes.size()), wanted(kSizes.size());
   each_live(masks, [&](size_t t, int64_t i) {
-    float w = 0;
+    float w = load(y.params.at(t, i));
     wanted[t] += op.functor(w, load(y.grads.at(t, i)), y.duals.at(t, i), y.first.at(t, i));
-    y.params.at(t, i) = store<T>(w);
+    if (kDual == Dual::kShrunk) y.params.at(t, i) = store<T>(w);
   });
   for_each(op, run_of(masks, x.params, x.grads, x.duals, x.first), nullptr, live.data());
   expect(x == y && live == wanted, "linbreg_step " + name_of<T>());
@@ -147,8 +147,9 @@ int main() {
       sums<bf16>(2 * shift, masked, random);
       adabreg_step<float>(4 * shift, masked, random);
       adabreg_step<f16>(2 * shift, masked, random);
-      linbreg_step<float>(4 * shift, masked, random);
-      linbreg_step<bf16>(2 * shift, masked, random);
+      linbreg_step<float, Dual::kShrunk>(4 * shift, masked, random);
+      linbreg_step<bf16, Dual::kShrunk>(2 * shift, masked, random);
+      linbreg_step<f16, Dual::kGiven>(2 * shift, masked, random);
       random_sums<phases::FastNormals>(4 * shift, masked, 2, 3, random);
       for (const int q : {1, 2, 19}) {
         for (const int64_t first : {int64_t(0), (int64_t(1) << 32) - 129}) {

@@ -73,17 +73,18 @@ inline Report mask_pack(const Run& run) { return for_each(MaskPack{}, run); }
 inline Report mask_unpack(const Run& run) { return for_each(MaskUnpack{}, run); }
 
 struct LinBregScalars {
-  float lam, delta, decay, sign, beta, gain, step;
+  Readout<float> readout;
+  float sign, beta, gain, step;
   bool nesterov;
 };
 
-inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool momentum,
-                      const LinBregScalars& x, int64_t* live) {
+inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool readout,
+                      bool momentum, const LinBregScalars& x, int64_t* live) {
   return dispatch_dtype(dtype, [&]<class T>() {
-    return dispatch_bool(dual, [&]<bool kDual>() {
+    return dispatch_dual(dual, readout, [&]<Dual kDual>() {
       return dispatch_bool(momentum, [&]<bool kMomentum>() {
         LinBregStep<T, kDual, kMomentum> op;
-        op.functor.readout = {x.lam, x.delta, x.decay};
+        op.functor.readout = x.readout;
         op.functor.sign = x.sign;
         op.functor.beta = x.beta;
         op.functor.gain = x.gain;
@@ -96,18 +97,19 @@ inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool 
 }
 
 struct AdaBregScalars {
-  float lam, delta, decay, sign, one_minus_beta1, beta2, one_minus_beta2, eps, step, bias2_sqrt;
+  Readout<float> readout;
+  float sign, one_minus_beta1, beta2, one_minus_beta2, eps, step, bias2_sqrt;
   const float *step_sizes, *bias2_sqrts;  // [last_row + 1], where there are counts
   int32_t last_row;
 };
 
-inline Report adabreg(const Run& run, const std::string& dtype, bool dual, bool counts,
-                      const AdaBregScalars& x, int64_t* live) {
+inline Report adabreg(const Run& run, const std::string& dtype, bool dual, bool readout,
+                      bool counts, const AdaBregScalars& x, int64_t* live) {
   return dispatch_dtype(dtype, [&]<class T>() {
-    return dispatch_bool(dual, [&]<bool kDual>() {
+    return dispatch_dual(dual, readout, [&]<Dual kDual>() {
       return dispatch_bool(counts, [&]<bool kCounts>() {
         AdaBregStep<T, kDual, kCounts> op;
-        op.functor.readout = {x.lam, x.delta, x.decay};
+        op.functor.readout = x.readout;
         op.functor.sign = x.sign;
         op.functor.one_minus_beta1 = x.one_minus_beta1;
         op.functor.beta2 = x.beta2;

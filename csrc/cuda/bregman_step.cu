@@ -13,17 +13,21 @@ namespace sk::cuda {
 Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
                          TensorList momentum_buffers, TensorList active, double lr, double lam,
                          double delta, double momentum, std::string momentum_form, bool nesterov,
-                         double weight_decay, bool maximize) {
+                         double weight_decay, bool maximize, bool nonnegative, bool readout,
+                         double dual_leak, double fine_scale) {
   constexpr const char* kOp = "linbreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
-  const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active);
+  const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active,
+                                              readout, dual_leak, fine_scale);
   const auto segments = make_segments({&params, &grads, &duals, &momentum_buffers}, active, {});
   return dispatch_float<false>(kOp, dtype, [&]<class T>() {
-    return dispatch_bool(!duals.empty(), [&]<bool kDual>() {
+    return dispatch_dual(!duals.empty(), readout, [&]<Dual kDual>() {
       return dispatch_bool(!momentum_buffers.empty(), [&]<bool kMomentum>() {
         LinBregStep<T, kDual, kMomentum> op;
-        op.functor = linbreg_functor<T, kDual, kMomentum>(lr, lam, delta, momentum, momentum_form,
-                                                          nesterov, weight_decay, maximize);
+        const auto read =
+            readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
+        op.functor = linbreg_functor<T, kDual, kMomentum>(read, lr, delta, momentum, momentum_form,
+                                                          nesterov, maximize);
         return for_each_live(op, segments, params[0]);
       });
     });
@@ -33,21 +37,24 @@ Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
 Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, TensorList exp_avgs,
                          TensorList exp_avg_sqs, TensorList counts, TensorList active, double lr,
                          double lam, double delta, double beta1, double beta2, double eps,
-                         double weight_decay, bool maximize, int64_t step,
+                         double weight_decay, bool maximize, bool nonnegative, bool readout,
+                         double dual_leak, double fine_scale, int64_t step,
                          std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts) {
   constexpr const char* kOp = "adabreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
-  const ScalarType dtype =
-      check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts, active);
+  const ScalarType dtype = check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts,
+                                              active, readout, dual_leak, fine_scale);
   const int64_t rows = check_tables(kOp, counts, step_sizes, bias2_sqrts, params);
   const auto segments =
       make_segments({&params, &grads, &duals, &exp_avgs, &exp_avg_sqs, &counts}, active, {});
   return dispatch_float<false>(kOp, dtype, [&]<class T>() {
-    return dispatch_bool(!duals.empty(), [&]<bool kDual>() {
+    return dispatch_dual(!duals.empty(), readout, [&]<Dual kDual>() {
       return dispatch_bool(!counts.empty(), [&]<bool kCounts>() {
         AdaBregStep<T, kDual, kCounts> op;
-        op.functor = adabreg_functor<T, kDual, kCounts>(lr, lam, delta, beta1, beta2, eps,
-                                                        weight_decay, maximize, step);
+        const auto read =
+            readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
+        op.functor =
+            adabreg_functor<T, kDual, kCounts>(read, lr, delta, beta1, beta2, eps, maximize, step);
         op.functor.step_sizes = data_or_null<float>(step_sizes);
         op.functor.bias2_sqrts = data_or_null<float>(bias2_sqrts);
         op.functor.last_row = int32_t(rows - 1);

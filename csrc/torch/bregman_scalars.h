@@ -12,15 +12,30 @@
 
 namespace sk {
 
-template <class T, bool kDual, bool kMomentum>
+// without a dual, delta is part of the step
+template <Dual kDual>
+double scale_of(double delta) {
+  return kDual == Dual::kOwn ? delta : 1.0;
+}
+
+template <class T, Dual kDual>
+Readout<opmath_t<T>> readout_of(double lr, double lam, double delta, double weight_decay,
+                                bool nonnegative, double dual_leak, double fine_scale) {
+  using O = opmath_t<T>;
+  const O lower = nonnegative ? -std::numeric_limits<O>::infinity() : -O(lam);
+  const double decay = lr * weight_decay * scale_of<kDual>(delta);
+  return {O(lam), lower, O(delta), O(decay), O(dual_leak), O(fine_scale)};
+}
+
+template <class T, Dual kDual, bool kMomentum>
 typename LinBregStep<T, kDual, kMomentum>::Functor linbreg_functor(
-    double lr, double lam, double delta, double momentum, const std::string& momentum_form,
-    bool nesterov, double weight_decay, bool maximize) {
+    const Readout<opmath_t<T>>& readout, double lr, double delta, double momentum,
+    const std::string& momentum_form, bool nesterov, bool maximize) {
   using O = opmath_t<T>;
   const bool ema = kMomentum && momentum_form == "ema";
-  const double scale = kDual ? 1.0 : delta;  // without a dual, delta is part of the step
+  const double scale = scale_of<kDual>(delta);
   typename LinBregStep<T, kDual, kMomentum>::Functor f;
-  f.readout = {O(lam), O(delta), O(lr * weight_decay * scale)};
+  f.readout = readout;
   f.sign = O(maximize ? -1 : 1);
   f.beta = O(momentum);
   f.gain = O(ema ? (1.0 - momentum) * lr : 1.0);
@@ -29,16 +44,14 @@ typename LinBregStep<T, kDual, kMomentum>::Functor linbreg_functor(
   return f;
 }
 
-template <class T, bool kDual, bool kCounts>
-typename AdaBregStep<T, kDual, kCounts>::Functor adabreg_functor(double lr, double lam,
-                                                                 double delta, double beta1,
-                                                                 double beta2, double eps,
-                                                                 double weight_decay, bool maximize,
-                                                                 int64_t step) {
+template <class T, Dual kDual, bool kCounts>
+typename AdaBregStep<T, kDual, kCounts>::Functor adabreg_functor(
+    const Readout<opmath_t<T>>& readout, double lr, double delta, double beta1, double beta2,
+    double eps, bool maximize, int64_t step) {
   using O = opmath_t<T>;
-  const double scale = kDual ? 1.0 : delta;
+  const double scale = scale_of<kDual>(delta);
   typename AdaBregStep<T, kDual, kCounts>::Functor f;
-  f.readout = {O(lam), O(delta), O(lr * weight_decay * scale)};
+  f.readout = readout;
   f.sign = O(maximize ? -1 : 1);
   f.one_minus_beta1 = O(1.0 - beta1);
   f.beta2 = O(beta2);

@@ -204,10 +204,21 @@ inline void check_mask_nm(const TensorList& scores, const std::vector<int64_t>& 
   check_output_words(kOp, words, scores);
 }
 
+// What the Bregman steps do with entries at zero needs a dual, and its readout.
+inline void check_readout(const char* op, const TensorList& duals, bool readout, double dual_leak,
+                          double fine_scale) {
+  STD_TORCH_CHECK(!duals.empty() || (readout && dual_leak == 0.0), op,
+                  ": readout = false and dual_leak need duals");
+  STD_TORCH_CHECK(fine_scale == 1.0 || (!duals.empty() && readout), op,
+                  ": fine_scale needs duals and their readout");
+}
+
 inline ScalarType check_linbreg_step(const TensorList& params, const TensorList& grads,
                                      const TensorList& duals, const TensorList& momentum_buffers,
-                                     const TensorList& active) {
+                                     const TensorList& active, bool readout, double dual_leak,
+                                     double fine_scale) {
   constexpr const char* kOp = "linbreg_step_";
+  check_readout(kOp, duals, readout, dual_leak, fine_scale);
   const ScalarType dtype = params[0].scalar_type();
   check_list(kOp, "params", params, params, dtype);
   check_list(kOp, "grads", grads, params, dtype);
@@ -221,8 +232,10 @@ inline ScalarType check_linbreg_step(const TensorList& params, const TensorList&
 inline ScalarType check_adabreg_step(const TensorList& params, const TensorList& grads,
                                      const TensorList& duals, const TensorList& exp_avgs,
                                      const TensorList& exp_avg_sqs, const TensorList& counts,
-                                     const TensorList& active) {
+                                     const TensorList& active, bool readout, double dual_leak,
+                                     double fine_scale) {
   constexpr const char* kOp = "adabreg_step_";
+  check_readout(kOp, duals, readout, dual_leak, fine_scale);
   const ScalarType dtype = params[0].scalar_type();
   check_list(kOp, "params", params, params, dtype);
   check_list(kOp, "grads", grads, params, dtype);

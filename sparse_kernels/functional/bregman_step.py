@@ -14,11 +14,27 @@ from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped,
 MOMENTUM_FORMS = ("sgd", "ema")
 
 
-def _check_hyper(op: str, lr: float, lam: float, delta: float, weight_decay: float) -> None:
+def _check_hyper(
+    op: str,
+    duals: Sequence[Tensor] | None,
+    lr: float,
+    lam: float,
+    delta: float,
+    weight_decay: float,
+    readout: bool,
+    dual_leak: float,
+    fine_scale: float,
+) -> None:
     check_scalar(op, "lr", lr, 0.0)
     check_scalar(op, "lam", lam, 0.0)
     check_scalar(op, "delta", delta, 0.0, strict=True)
     check_scalar(op, "weight_decay", weight_decay, 0.0)
+    check_scalar(op, "dual_leak", dual_leak, 0.0)
+    check_scalar(op, "fine_scale", fine_scale, 1.0)
+    if duals is None and (not readout or dual_leak != 0.0 or fine_scale != 1.0):
+        raise ValueError(f"{op}: readout=False, dual_leak and fine_scale need duals")
+    if not readout and fine_scale != 1.0:
+        raise ValueError(f"{op}: fine_scale needs the readout, its cap is lam")
 
 
 def _check_beta(op: str, name: str, beta: float) -> None:
@@ -52,6 +68,10 @@ def linbreg_step_(
     weight_decay: float = 0.0,
     active: Sequence[Tensor] | None = None,
     maximize: bool = False,
+    nonnegative: bool = False,
+    readout: bool = True,
+    dual_leak: float = 0.0,
+    fine_scale: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
     """Take one linearised Bregman step and return the live counts.
@@ -64,11 +84,13 @@ def linbreg_step_(
 
     Args:
         params: tensors (mutated); float32, bfloat16, float16 or float64. With duals they are
-            written only: their value is ``delta * shrink(dual, lam)``.
+            written only: their value is ``delta * shrink(dual, lam)``. With ``readout=False`` they
+            are read only.
         grads: tensors like ``params``.
         duals: tensors (mutated) shaped like ``params``, float32 (float64 for float64). None: each
-            parameter is its own dual; ``lam`` is ignored and ``delta`` scales the step, which is
-            plain (momentum) gradient descent.
+            parameter is its own dual, ``delta`` scales the step, and ``shrink(param - ..., lam)``
+            is a proximal gradient step: with lam = lr * weight proximal SGD, with lam = 0 plain
+            (momentum) gradient descent.
         lr: step size tau, >= 0.
         lam: threshold of the dual, >= 0.
         delta: elastic parameter, > 0.
@@ -80,10 +102,20 @@ def linbreg_step_(
         active: int32 bit masks; entries with bit 0 keep every bit of param, dual and buffer,
             whatever their gradient, and are not counted.
         maximize: ascend instead.
+        nonnegative: of the l1 norm on params >= 0: ``shrink(v, lam) = v - clamp(v, -inf, lam)``,
+            that is max(v - lam, 0).
+        readout: False moves the dual and leaves ``params`` as they are, for regularisers whose
+            readout is another kernel; needs duals. ``lam`` and ``nonnegative`` have no part in it.
+        dual_leak: gamma >= 0; inactive entries (param 0 before the step, that is |dual| <= lam)
+            lose ``gamma * dual`` of the dual before the step, too. Needs duals.
+        fine_scale: sigma >= 1; factor of ``lr * d`` of inactive entries. If not 1 their dual is
+            then capped at ``lam + |lr * d|`` on either side (below only where there is a bound).
+            Needs duals and their readout.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Returns:
-        int64 tensor [len(params)]: entries with ``|dual| > lam`` (of the active ones) per tensor.
+        int64 tensor [len(params)]: entries with ``|dual| > lam`` (of the active ones) per tensor;
+        ``dual > lam`` where nonnegative; 0 without readout.
 
     Raises:
         ValueError: lists do not fit, a hyper-parameter is out of range, a tensor requires grad.
@@ -91,9 +123,11 @@ def linbreg_step_(
 
     Note:
         Math in float32 (float64 for float64), one rounding on store; float32 results are bit-equal
-        on every backend. NaN propagates. |dual| == lam gives +0.0.
+        on every backend. NaN propagates. |dual| == lam gives +0.0, and so does a dual of -inf where
+        nonnegative.
 
-    Source: Bungert, Roith, Tenbrinck, Burger, arXiv 2105.04319, algorithm 1 (LinBreg).
+    Source: Bungert, Roith, Tenbrinck, Burger, arXiv 2105.04319, algorithm 1 (LinBreg); without
+        duals Combettes, Wajs, doi 10.1137/050626090. ``dual_leak`` and ``fine_scale`` are ours.
 
     Example:
         >>> w, v, g = torch.zeros(2), torch.zeros(2), torch.tensor([1.0, -8.0])
@@ -104,14 +138,14 @@ def linbreg_step_(
     """
     op = "linbreg_step_"
     args = [
-        ListArg("params", params, mutated=True),
+        ListArg("params", params, mutated=readout),
         ListArg("grads", grads, optional=False),
         ListArg("duals", duals, mutated=True, kind="opmath"),
         ListArg("momentum_buffers", momentum_buffers, mutated=True, kind="opmath"),
         ListArg("active", active, kind="words"),
     ]
     whole = check_lists(op, args)
-    _check_hyper(op, lr, lam, delta, weight_decay)
+    _check_hyper(op, duals, lr, lam, delta, weight_decay, readout, dual_leak, fine_scale)
     _check_beta(op, "momentum", momentum)
     if momentum_form not in MOMENTUM_FORMS:
         raise ValueError(f"{op}: momentum_form must be 'sgd' or 'ema', got {momentum_form!r}")
@@ -125,7 +159,7 @@ def linbreg_step_(
         live = g.run(
             lists["params"], lists["grads"], lists["duals"], lists["momentum_buffers"],
             lists["active"], lr, lam, delta, momentum, momentum_form, nesterov, weight_decay,
-            maximize,
+            maximize, nonnegative, readout, dual_leak, fine_scale,
         )  # fmt: skip
         parts.append((g.indices, live))
     bump_versions(args)
@@ -170,6 +204,10 @@ def adabreg_step_(
     counts: Sequence[Tensor] | None = None,
     active: Sequence[Tensor] | None = None,
     maximize: bool = False,
+    nonnegative: bool = False,
+    readout: bool = True,
+    dual_leak: float = 0.0,
+    fine_scale: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
     """Take one AdaBreg step (Adam in the dual) and return the live counts.
@@ -180,8 +218,8 @@ def adabreg_step_(
     ``param = delta * shrink(dual, lam)``.
 
     Args:
-        params, grads, duals, lr, lam, delta, weight_decay, active, maximize, backend: as in
-            ``linbreg_step_``.
+        params, grads, duals, lr, lam, delta, weight_decay, active, maximize, nonnegative, readout,
+            dual_leak, backend: as in ``linbreg_step_``.
         exp_avgs: first moments a (mutated), float32 (float64 for float64); start at 0.
         exp_avg_sqs: second moments u (mutated), likewise.
         step: number n of this update, >= 1; with ``counts`` an upper bound of every new count.
@@ -189,9 +227,10 @@ def adabreg_step_(
         eps: added outside the root, after the bias correction, >= 0.
         counts: int32 tensors (mutated) shaped like ``params``: updates each coordinate has had;
             each written entry is counted up and n is its own count ("coordinate" time).
+        fine_scale: as in ``linbreg_step_``, of the whole step but for the decay.
 
     Returns:
-        int64 tensor [len(params)]: entries with ``|dual| > lam`` (of the active ones) per tensor.
+        int64 tensor [len(params)]: live counts as of ``linbreg_step_``.
 
     Raises:
         ValueError: lists do not fit, a hyper-parameter is out of range, a tensor requires grad.
@@ -213,7 +252,7 @@ def adabreg_step_(
     """
     op = "adabreg_step_"
     args = [
-        ListArg("params", params, mutated=True),
+        ListArg("params", params, mutated=readout),
         ListArg("grads", grads, optional=False),
         ListArg("duals", duals, mutated=True, kind="opmath"),
         ListArg("exp_avgs", exp_avgs, mutated=True, kind="opmath", optional=False),
@@ -222,7 +261,7 @@ def adabreg_step_(
         ListArg("active", active, kind="words"),
     ]
     whole = check_lists(op, args)
-    _check_hyper(op, lr, lam, delta, weight_decay)
+    _check_hyper(op, duals, lr, lam, delta, weight_decay, readout, dual_leak, fine_scale)
     check_scalar(op, "eps", eps, 0.0)
     for i, beta in enumerate(betas):
         _check_beta(op, f"betas[{i}]", beta)
@@ -243,7 +282,8 @@ def adabreg_step_(
         live = g.run(
             lists["params"], lists["grads"], lists["duals"], lists["exp_avgs"],
             lists["exp_avg_sqs"], lists["counts"], lists["active"], lr, lam, delta, *betas, eps,
-            weight_decay, maximize, step, step_sizes, bias2_sqrts,
+            weight_decay, maximize, nonnegative, readout, dual_leak, fine_scale, step, step_sizes,
+            bias2_sqrts,
         )  # fmt: skip
         parts.append((g.indices, live))
     bump_versions(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,44 +11,92 @@ from torch import Tensor
 from ._common import keep_bits, opmath_dtype, rounded, store, to_opmath
 
 
-def shrink(dual: Tensor, lam: float) -> Tensor:
-    """Soft threshold S_lam(dual) = dual - clamp(dual, -lam, lam); +0.0 where |dual| <= lam.
+def clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``torch.clamp`` may pick either zero at a bound of 0; comparisons keep -0.0 and NaN."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
-    ``torch.clamp`` may pick either zero for lam = 0; the two comparisons keep -0.0 and NaN.
+
+def shrink(dual: Tensor, lam: float, nonnegative: bool = False) -> Tensor:
+    """Soft threshold: dual - clamp(dual, -lam, lam); +0.0 where |dual| <= lam.
+
+    Nonnegative: the lower bound is -inf; +0.0 where dual <= lam, at -inf too.
     """
     bound = torch.tensor(lam, dtype=dual.dtype, device=dual.device)
-    return dual - torch.where(dual < -bound, -bound, torch.where(dual > bound, bound, dual))
+    clamped = clamp(dual, torch.full_like(bound, -math.inf) if nonnegative else -bound, bound)
+    return torch.where(clamped == dual, 0.0, dual - clamped)
 
 
-def _begin(
-    param: Tensor, duals: list[Tensor], i: int, lam: float, delta: float
-) -> tuple[Tensor, Tensor]:
-    """The dual and the parameter it stands for; without duals the parameter is its own dual."""
-    if not duals:
-        return to_opmath(param), to_opmath(param)
-    dual = to_opmath(duals[i])
-    return dual, delta * shrink(dual, lam)
+@dataclass
+class _Readout:
+    """What both steps do with one tensor, its dual and the parameter that belongs to it.
 
+    Without duals the parameter is its own dual. What depends on a scalar being 0 or 1 depends on
+    it as rounded to the math dtype.
+    """
 
-def _finish(
-    param: Tensor,
-    duals: list[Tensor],
-    i: int,
-    dual: Tensor,
-    lam: float,
-    delta: float,
-    keep: Tensor | None,
-) -> Tensor:
-    """Store the dual and its readout; return the number of live entries among those written."""
-    if duals:
-        store(duals[i], dual, keep)
-        shrunk = shrink(dual, lam)
-        store(param, delta * shrunk, keep)
-    else:
-        shrunk = dual
-        store(param, dual, keep)
-    live = shrunk != 0
-    return (live if keep is None else live & keep).sum()
+    param: Tensor
+    dual: Tensor | None
+    keep: Tensor | None
+    lam: float
+    delta: float
+    decay: float
+    nonnegative: bool
+    readout: bool
+    leak: float
+    fine_scale: float
+
+    def __post_init__(self) -> None:
+        dtype = opmath_dtype(self.param.dtype)
+        self.lam, self.decay = rounded(self.lam, dtype), rounded(self.decay, dtype)
+        self.leak, self.fine_scale = rounded(self.leak, dtype), rounded(self.fine_scale, dtype)
+
+    def shrink(self, dual: Tensor) -> Tensor:
+        return shrink(dual, self.lam, self.nonnegative)
+
+    def decayed(self, dual: Tensor, theta: Tensor) -> Tensor:
+        return dual - self.decay * theta if self.decay != 0.0 else dual
+
+    def step(self, moved: Tensor, decay_first: bool) -> Tensor:
+        """Move the dual, read the parameter out; the number of live entries among those written."""
+        param = to_opmath(self.param)
+        old = param if self.dual is None else to_opmath(self.dual)
+        shrunk = self.shrink(old)
+        read_out = self.dual is not None and self.readout
+        theta = self.delta * shrunk if read_out else param
+        dead = (shrunk if read_out else param) == 0
+        if self.dual is None:
+            dead = torch.zeros_like(dead)
+        scaled = torch.where(dead, self.fine_scale * moved, moved)
+        if decay_first:
+            dual = self.decayed(old, theta) - scaled
+        else:
+            dual = self.decayed(old - scaled, theta)
+        dual = torch.where(dead, self.rested(dual, old, moved), dual)
+        return self.finish(dual)
+
+    def rested(self, dual: Tensor, old: Tensor, moved: Tensor) -> Tensor:
+        """What an inactive entry does beside the step."""
+        if self.leak != 0.0:
+            dual = dual - self.leak * old
+        if self.fine_scale != 1.0:
+            reach = moved.abs()
+            lower = torch.full_like(reach, -math.inf) if self.nonnegative else -self.lam - reach
+            dual = clamp(dual, lower, self.lam + reach)
+        return dual
+
+    def finish(self, dual: Tensor) -> Tensor:
+        """Store the dual and its readout, or without duals the parameter."""
+        if self.dual is None:
+            shrunk = self.shrink(dual) if self.lam != 0.0 or self.nonnegative else dual
+            store(self.param, shrunk, self.keep)
+        else:
+            store(self.dual, dual, self.keep)
+            if not self.readout:
+                return torch.zeros((), dtype=torch.int64, device=dual.device)
+            shrunk = self.shrink(dual)
+            store(self.param, self.delta * shrunk, self.keep)
+        live = shrunk != 0
+        return (live if self.keep is None else live & self.keep).sum()
 
 
 def linbreg_step_ref(
@@ -64,15 +113,19 @@ def linbreg_step_ref(
     nesterov: bool,
     weight_decay: float,
     maximize: bool,
+    nonnegative: bool,
+    readout: bool,
+    dual_leak: float,
+    fine_scale: float,
 ) -> Tensor:
     ema = momentum_form == "ema" and bool(momentum_buffers)
     scale = 1.0 if duals else delta
     step = scale if ema else lr * scale  # the ema buffer holds lr already
-    decay = rounded(lr * weight_decay * scale, opmath_dtype(params[0].dtype))
+    scalars = (lam, delta, lr * weight_decay * scale, nonnegative, readout, dual_leak, fine_scale)
     live = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         keep = keep_bits(active[i], param.numel()) if active else None
-        dual, theta = _begin(param, duals, i, lam, delta)
+        entry = _Readout(param, duals[i] if duals else None, keep, *scalars)
         direction = to_opmath(grad)
         if maximize:
             direction = -direction
@@ -82,10 +135,7 @@ def linbreg_step_ref(
             buffer = momentum * buffer + gain * direction
             store(momentum_buffers[i], buffer, keep)
             direction = direction + momentum * buffer if nesterov else buffer
-        dual = dual - step * direction
-        if decay != 0.0:
-            dual = dual - decay * theta
-        live.append(_finish(param, duals, i, dual, lam, delta, keep))
+        live.append(entry.step(step * direction, decay_first=False))
     return torch.stack(live)
 
 
@@ -105,16 +155,20 @@ def adabreg_step_ref(
     eps: float,
     weight_decay: float,
     maximize: bool,
+    nonnegative: bool,
+    readout: bool,
+    dual_leak: float,
+    fine_scale: float,
     step: int,
     step_sizes: Tensor | None,
     bias2_sqrts: Tensor | None,
 ) -> Tensor:
     scale = 1.0 if duals else delta
-    decay = rounded(lr * weight_decay * scale, opmath_dtype(params[0].dtype))
+    scalars = (lam, delta, lr * weight_decay * scale, nonnegative, readout, dual_leak, fine_scale)
     live = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         keep = keep_bits(active[i], param.numel()) if active else None
-        dual, theta = _begin(param, duals, i, lam, delta)
+        entry = _Readout(param, duals[i] if duals else None, keep, *scalars)
         g = to_opmath(grad)
         if maximize:
             g = -g
@@ -135,10 +189,8 @@ def adabreg_step_ref(
             step_size, bias2_sqrt = step_size.to(a.device), bias2_sqrt.to(a.device)
         store(exp_avgs[i], a, keep)
         store(exp_avg_sqs[i], u, keep)
-        if decay != 0.0:
-            dual = dual - decay * theta
         # correctly rounded root: torch's own fp32 sqrt on the CPU is off by an ulp now and then
         root = u.double().sqrt().to(u.dtype)
-        dual = dual - (step_size * a) / (root / bias2_sqrt + eps)
-        live.append(_finish(param, duals, i, dual, lam, delta, keep))
+        moved = (step_size * a) / (root / bias2_sqrt + eps)
+        live.append(entry.step(moved, decay_first=True))
     return torch.stack(live)

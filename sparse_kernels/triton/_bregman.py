@@ -34,19 +34,23 @@ def _store(pointer, offsets, value, keep, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _shrink(dual, lam):
-    """Soft threshold; comparisons, unlike minimum and maximum, keep NaN and the sign of zero."""
-    return dual - tl.where(dual < -lam, -lam, tl.where(dual > lam, lam, dual))
+def _shrink(dual, lower, lam):
+    """Soft threshold; within the bounds +0.0 by choice: -inf - -inf would be NaN."""
+    rest = dual - tl.where(dual >= lower, lam, lower)
+    return tl.where((dual >= lower) & (dual <= lam), 0.0, rest)
 
 
 @triton.jit
-def _begin(param_ptr, dual_ptr, offsets, keep, lam, delta, HAS_DUAL, WHOLE):
-    """The dual and the parameter it stands for."""
-    if HAS_DUAL:  # the parameter is a function of its dual: it is written only
+def _begin(param_ptr, dual_ptr, offsets, keep, lam, lower, delta, HAS_DUAL, READOUT, WHOLE):
+    """The dual, the parameter it stands for, and what is 0 where the entry is inactive."""
+    if HAS_DUAL and READOUT:  # the parameter is a function of its dual: it is written only
         dual = _load(dual_ptr, offsets, keep, WHOLE)
-        return dual, delta * _shrink(dual, lam)
-    dual = _load(param_ptr, offsets, keep, WHOLE)
-    return dual, dual
+        shrunk = _shrink(dual, lower, lam)
+        return dual, delta * shrunk, shrunk
+    param = _load(param_ptr, offsets, keep, WHOLE)
+    if HAS_DUAL:
+        return _load(dual_ptr, offsets, keep, WHOLE), param, param
+    return param, param, param
 
 
 @triton.jit
@@ -56,13 +60,40 @@ def _decayed(dual, theta, decay):
 
 
 @triton.jit
-def _finish(param_ptr, dual_ptr, offsets, keep, dual, lam, delta, TYPE, HAS_DUAL, WHOLE):
+def _stepped(old, theta, shrunk, moved, lam, lower, decay, leak, fine_scale, DECAY_FIRST, HAS_DUAL):
+    """The dual after the step, and after what inactive entries do beside it."""
+    scaled = moved
+    if HAS_DUAL:
+        scaled = tl.where(shrunk == 0.0, fine_scale * moved, moved)
+    if DECAY_FIRST:
+        dual = _decayed(old, theta, decay) - scaled
+    else:
+        dual = _decayed(old - scaled, theta, decay)
+    if HAS_DUAL:  # noqa: SIM102  # of the compilation; the next one of the whole program
+        if (leak != 0.0) | (fine_scale != 1.0):  # choices alone spill
+            rested = tl.where(leak != 0.0, dual - leak * old, dual)
+            low, high = lower - tl.abs(moved), lam + tl.abs(moved)
+            capped = tl.where(rested < low, low, tl.where(rested > high, high, rested))
+            rested = tl.where(fine_scale != 1.0, capped, rested)
+            dual = tl.where(shrunk == 0.0, rested, dual)
+    return dual
+
+
+@triton.jit
+def _finish(
+    param_ptr, dual_ptr, offsets, keep, dual, lam, lower, delta, TYPE, HAS_DUAL, READOUT, WHOLE
+):  # fmt: skip
     """Store the dual and its readout; 1 per live entry among those written."""
-    live = dual
     if HAS_DUAL:
         _store(dual_ptr, offsets, dual, keep, WHOLE)
-        live = _shrink(dual, lam)
+        if not READOUT:
+            return tl.zeros(dual.shape, tl.int32)
+    live = _shrink(dual, lower, lam)
+    if HAS_DUAL:
         dual = delta * live
+    else:  # without a threshold a choice: the subtraction would turn -0.0 into +0.0
+        live = tl.where((lam != 0.0) | (lower != 0.0), live, dual)
+        dual = live
     _store(param_ptr, offsets, narrow(dual, TYPE), keep, WHOLE)
     counted = live != 0.0
     if not WHOLE:
@@ -73,27 +104,35 @@ def _finish(param_ptr, dual_ptr, offsets, keep, dual, lam, delta, TYPE, HAS_DUAL
 @triton.jit
 def _linbreg_block(
     param_ptr, grad_ptr, dual_ptr, buffer_ptr, offsets, keep,
-    lam, delta, momentum, gain, step, decay, sign,
-    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_BUFFER: tl.constexpr, NESTEROV: tl.constexpr,
-    WHOLE: tl.constexpr,
+    lam, lower, delta, momentum, gain, step, decay, leak, fine_scale, sign,
+    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, READOUT: tl.constexpr, HAS_BUFFER: tl.constexpr,
+    NESTEROV: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     direction = sign * _load(grad_ptr, offsets, keep, WHOLE)
-    dual, theta = _begin(param_ptr, dual_ptr, offsets, keep, lam, delta, HAS_DUAL, WHOLE)
+    dual, theta, shrunk = _begin(
+        param_ptr, dual_ptr, offsets, keep, lam, lower, delta, HAS_DUAL, READOUT, WHOLE
+    )
     if HAS_BUFFER:
         buffer = momentum * _load(buffer_ptr, offsets, keep, WHOLE) + gain * direction
         _store(buffer_ptr, offsets, buffer, keep, WHOLE)
         direction = direction + momentum * buffer if NESTEROV else buffer
-    dual = _decayed(dual - step * direction, theta, decay)
-    return _finish(param_ptr, dual_ptr, offsets, keep, dual, lam, delta, TYPE, HAS_DUAL, WHOLE)
+    dual = _stepped(
+        dual, theta, shrunk, step * direction, lam, lower, decay, leak, fine_scale, False, HAS_DUAL
+    )
+    return _finish(
+        param_ptr, dual_ptr, offsets, keep, dual, lam, lower, delta, TYPE, HAS_DUAL, READOUT, WHOLE
+    )
 
 
 @triton.jit(
-    do_not_specialize=["lam", "delta", "momentum", "gain", "step", "decay", "sign"],
-)
+    do_not_specialize=[
+        "lam", "lower", "delta", "momentum", "gain", "step", "decay", "leak", "fine_scale", "sign",
+    ],
+)  # fmt: skip
 def _linbreg_step_kernel(
     params_ptr, grads_ptr, duals_ptr, buffers_ptr, active_ptr, rows_ptr, numels_ptr, live_ptr,
-    lam, delta, momentum, gain, step, decay, sign,
-    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_BUFFER: tl.constexpr,
+    lam, lower, delta, momentum, gain, step, decay, leak, fine_scale, sign,
+    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, READOUT: tl.constexpr, HAS_BUFFER: tl.constexpr,
     HAS_ACTIVE: tl.constexpr, NESTEROV: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
@@ -112,8 +151,8 @@ def _linbreg_step_kernel(
             d16, b16 = tl.multiple_of(dual + block, 16), tl.multiple_of(buffer + block, 16)
             live += _linbreg_block(
                 p16, g16, d16, b16, lanes, None,
-                lam, delta, momentum, gain, step, decay, sign,
-                TYPE, HAS_DUAL, HAS_BUFFER, NESTEROV, True,
+                lam, lower, delta, momentum, gain, step, decay, leak, fine_scale, sign,
+                TYPE, HAS_DUAL, READOUT, HAS_BUFFER, NESTEROV, True,
             )  # fmt: skip
     for block in range(done, count, BLOCK):
         offsets = block + lanes
@@ -123,8 +162,8 @@ def _linbreg_step_kernel(
             keep = mask_bits(words_ptr, offsets, keep)
         live += _linbreg_block(
             param, grad, dual, buffer, offsets, keep,
-            lam, delta, momentum, gain, step, decay, sign,
-            TYPE, HAS_DUAL, HAS_BUFFER, NESTEROV, False,
+            lam, lower, delta, momentum, gain, step, decay, leak, fine_scale, sign,
+            TYPE, HAS_DUAL, READOUT, HAS_BUFFER, NESTEROV, False,
         )  # fmt: skip
     tl.atomic_add(live_ptr + tensor, tl.sum(live, axis=0).to(tl.int64), sem="relaxed")
 
@@ -132,14 +171,17 @@ def _linbreg_step_kernel(
 @triton.jit
 def _adabreg_block(
     param_ptr, grad_ptr, dual_ptr, avg_ptr, square_ptr, count_ptr, offsets, keep,
-    lam, delta, rest1, beta2, rest2, eps, decay, sign, step_size, bias2_sqrt,
-    step_sizes_ptr, bias2_sqrts_ptr, last_row,
-    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_COUNTS: tl.constexpr, WHOLE: tl.constexpr,
+    lam, lower, delta, rest1, beta2, rest2, eps, decay, leak, fine_scale, sign,
+    step_size, bias2_sqrt, step_sizes_ptr, bias2_sqrts_ptr, last_row,
+    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, READOUT: tl.constexpr, HAS_COUNTS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     g = sign * _load(grad_ptr, offsets, keep, WHOLE)
     a = _load(avg_ptr, offsets, keep, WHOLE)
     u = _load(square_ptr, offsets, keep, WHOLE)
-    dual, theta = _begin(param_ptr, dual_ptr, offsets, keep, lam, delta, HAS_DUAL, WHOLE)
+    dual, theta, shrunk = _begin(
+        param_ptr, dual_ptr, offsets, keep, lam, lower, delta, HAS_DUAL, READOUT, WHOLE
+    )
     a = a + (g - a) * rest1
     u = u * beta2 + (rest2 * g) * g
     if HAS_COUNTS:
@@ -151,22 +193,25 @@ def _adabreg_block(
     _store(avg_ptr, offsets, a, keep, WHOLE)
     _store(square_ptr, offsets, u, keep, WHOLE)
     denominator = tl.math.div_rn(tl.math.sqrt_rn(u), bias2_sqrt) + eps
-    dual = _decayed(dual, theta, decay) - tl.math.div_rn(step_size * a, denominator)
-    return _finish(param_ptr, dual_ptr, offsets, keep, dual, lam, delta, TYPE, HAS_DUAL, WHOLE)
+    moved = tl.math.div_rn(step_size * a, denominator)
+    dual = _stepped(dual, theta, shrunk, moved, lam, lower, decay, leak, fine_scale, True, HAS_DUAL)
+    return _finish(
+        param_ptr, dual_ptr, offsets, keep, dual, lam, lower, delta, TYPE, HAS_DUAL, READOUT, WHOLE
+    )
 
 
 @triton.jit(
     do_not_specialize=[
-        "lam", "delta", "rest1", "beta2", "rest2", "eps", "decay", "sign", "step_size",
-        "bias2_sqrt", "last_row",
+        "lam", "lower", "delta", "rest1", "beta2", "rest2", "eps", "decay", "leak", "fine_scale",
+        "sign", "step_size", "bias2_sqrt", "last_row",
     ],
 )  # fmt: skip
 def _adabreg_step_kernel(
     params_ptr, grads_ptr, duals_ptr, avgs_ptr, squares_ptr, counts_ptr, active_ptr, rows_ptr,
     numels_ptr, live_ptr,
-    lam, delta, rest1, beta2, rest2, eps, decay, sign, step_size, bias2_sqrt,
-    step_sizes_ptr, bias2_sqrts_ptr, last_row,
-    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_COUNTS: tl.constexpr,
+    lam, lower, delta, rest1, beta2, rest2, eps, decay, leak, fine_scale, sign,
+    step_size, bias2_sqrt, step_sizes_ptr, bias2_sqrts_ptr, last_row,
+    TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, READOUT: tl.constexpr, HAS_COUNTS: tl.constexpr,
     HAS_ACTIVE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
@@ -189,8 +234,9 @@ def _adabreg_step_kernel(
             a16, u16 = tl.multiple_of(avg + block, 16), tl.multiple_of(square + block, 16)
             live += _adabreg_block(
                 p16, g16, d16, a16, u16, n16, lanes, None,
-                lam, delta, rest1, beta2, rest2, eps, decay, sign, step_size, bias2_sqrt,
-                step_sizes_ptr, bias2_sqrts_ptr, last_row, TYPE, HAS_DUAL, HAS_COUNTS, True,
+                lam, lower, delta, rest1, beta2, rest2, eps, decay, leak, fine_scale, sign,
+                step_size, bias2_sqrt, step_sizes_ptr, bias2_sqrts_ptr, last_row,
+                TYPE, HAS_DUAL, READOUT, HAS_COUNTS, True,
             )  # fmt: skip
     for block in range(done, count, BLOCK):
         offsets = block + lanes
@@ -200,7 +246,8 @@ def _adabreg_step_kernel(
             keep = mask_bits(words_ptr, offsets, keep)
         live += _adabreg_block(
             param, grad, dual, avg, square, updates, offsets, keep,
-            lam, delta, rest1, beta2, rest2, eps, decay, sign, step_size, bias2_sqrt,
-            step_sizes_ptr, bias2_sqrts_ptr, last_row, TYPE, HAS_DUAL, HAS_COUNTS, False,
+            lam, lower, delta, rest1, beta2, rest2, eps, decay, leak, fine_scale, sign,
+            step_size, bias2_sqrt, step_sizes_ptr, bias2_sqrts_ptr, last_row,
+            TYPE, HAS_DUAL, READOUT, HAS_COUNTS, False,
         )  # fmt: skip
     tl.atomic_add(live_ptr + tensor, tl.sum(live, axis=0).to(tl.int64), sem="relaxed")

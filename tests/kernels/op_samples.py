@@ -97,15 +97,22 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         "zo_gram": [(a, 2, *plain), (a, 2, *other), (a, 2, *shards)],
         "zo_key_": [(key, torch.tensor(2**32 - 1, device=device), pool, 0x80000001)],
         "linbreg_step_": [
-            (a, b, duals, [], [], 0.1, 0.2, 1.0, 0.0, "sgd", False, 0.0, False),
-            (a, b, [], first, [], 0.1, 0.2, 2.0, 0.9, "ema", False, 0.1, True),
-            (a, b, duals, first, masks, 0.1, 0.2, 2.0, 0.9, "sgd", True, 0.1, False),
+            (a, b, duals, [], [], 0.1, 0.2, 1.0, 0.0, "sgd", False, 0.0, False, False, True, 0.0,
+             1.0),
+            (a, b, [], first, [], 0.1, 0.2, 2.0, 0.9, "ema", False, 0.1, True, True, True, 0.0,
+             1.0),
+            (a, b, duals, [], masks, 0.1, 0.2, 2.0, 0.0, "sgd", False, 0.1, False, False, False,
+             0.1, 1.0),
+            (a, b, duals, first, masks, 0.1, 0.2, 2.0, 0.9, "sgd", True, 0.1, False, False, True,
+             0.1, 3.0),
         ],
         "adabreg_step_": [
-            (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.0, False, 3,
-             None, None),
+            (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.0, False,
+             False, True, 0.0, 1.0, 3, None, None),
+            (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.1, False,
+             False, False, 0.1, 1.0, 3, None, None),
             (a, b, duals, first, second, counts, masks, 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.1, True,
-             3, rows, rows),
+             True, True, 0.1, 2.0, 3, rows, rows),
         ],
     }[op]  # fmt: skip
 

@@ -18,12 +18,14 @@ SCALARS = [
       for name in ("lr", "lam", "weight_decay")],
     ("linbreg_step_", "delta", "> 0"), ("adabreg_step_", "delta", "> 0"),
     ("adabreg_step_", "eps", ">= 0"),
+    *[(op, name, bound) for op in ("linbreg_step_", "adabreg_step_")
+      for name, bound in (("dual_leak", ">= 0"), ("fine_scale", ">= 1"))],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("op", "name", "bound"), SCALARS)
 def test_scalars_are_finite_and_in_range(op, name, bound):
-    for value in (-1.0, -1e-300, NAN, INF, -INF, *([0.0] if bound == "> 0" else [])):
+    for value in (-1.0, -1e-300, NAN, INF, -INF, *([0.0] if bound in ("> 0", ">= 1") else [])):
         message = refused(op, {**good(op), name: value})
         assert message == f"{op}: {name} must be finite and {bound}, got {value}"
     message = refused(op, {**good(op), name: "1"})
@@ -38,6 +40,11 @@ BAD = [
     ("linbreg_step_", {"momentum_buffers": None}, "momentum 0.5 needs momentum_buffers"),
     ("linbreg_step_", {"nesterov": True, "momentum": 0.0}, NESTEROV),
     ("linbreg_step_", {"nesterov": True, "momentum_form": "ema"}, NESTEROV),
+    *[(op, {"duals": None, **change}, "readout=False, dual_leak and fine_scale need duals")
+      for op in ("linbreg_step_", "adabreg_step_")
+      for change in ({"readout": False}, {"dual_leak": 0.1}, {"fine_scale": 2.0})],
+    *[(op, {"readout": False, "fine_scale": 2.0}, "fine_scale needs the readout, its cap is lam")
+      for op in ("linbreg_step_", "adabreg_step_")],
     ("adabreg_step_", {"betas": (1.0, 0.9)}, "betas[0] must be in [0, 1), got 1.0"),
     ("adabreg_step_", {"betas": (0.9, -1)}, "betas[1] must be in [0, 1), got -1"),
     ("adabreg_step_", {"step": 0}, "step must be >= 1, got 0"),

@@ -65,19 +65,25 @@ def run_perturb(
     )
 
 
-def run_linbreg(d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7)):
+REST = (False, True, 0.0, 1.0)  # nonnegative, readout, dual_leak, fine_scale
+GIVEN = (False, False, 0.1, 1.0)
+
+
+def run_linbreg(
+    d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7), rest=REST
+):
     f = torch.float32
     bregman_step.linbreg_step_triton(
         x(d), x(d), x(f) if duals else [], x(f) if buffers else [], list(active), *scalars,
-        0.9, "sgd", nesterov, 0.01, False,
+        0.9, "sgd", nesterov, 0.01, False, *rest,
     )  # fmt: skip
 
 
-def run_adabreg(d, counts=False, active=(), lr=0.1, step=3):
+def run_adabreg(d, counts=False, active=(), lr=0.1, step=3, rest=REST):
     n, table = [torch.zeros(64, dtype=torch.int32)], torch.ones(9)
     bregman_step.adabreg_step_triton(
         x(d), x(d), x(), x(), x(), n if counts else [], list(active), lr, 0.2, 0.7, 0.9, 0.999,
-        1e-8, 0.01, False, step, table if counts else None, table if counts else None,
+        1e-8, 0.01, False, *rest, step, table if counts else None, table if counts else None,
     )  # fmt: skip
 
 
@@ -110,14 +116,23 @@ CASES = {
     "linbreg momentum": lambda: run_linbreg(F, buffers=True),
     "linbreg momentum bf16": lambda: run_linbreg(B, buffers=True),
     "linbreg active": lambda: run_linbreg(F, buffers=True, active=words(), nesterov=True),
+    "linbreg given": lambda: run_linbreg(F, rest=GIVEN),
+    "linbreg given bf16": lambda: run_linbreg(B, buffers=True, rest=GIVEN),
     "adabreg": lambda: run_adabreg(F),
+    "adabreg given": lambda: run_adabreg(F, rest=GIVEN),
+    "adabreg given counts": lambda: run_adabreg(F, counts=True, rest=GIVEN),
     "adabreg bf16": lambda: run_adabreg(B),
     "adabreg active": lambda: run_adabreg(F, active=words()),
     "adabreg counts": lambda: run_adabreg(F, counts=True),
 }
 # more than 64 registers, where fewer would spill: an extra stream of counts and two gathered
 # tables; the places in a packed backup
-REGISTERS = {"adabreg counts": 96, "perturb packed": 72, "perturb packed bf16": 72}
+REGISTERS = {
+    "adabreg counts": 96,
+    "adabreg given counts": 96,
+    "perturb packed": 72,
+    "perturb packed bf16": 72,
+}
 # whole blocks of aligned float32 tensors go by 16-byte loads and stores
 VECTORISED = (
     "perturb", "perturb backup", "perturb adaptive", "restore", "restore bf16",
@@ -147,7 +162,9 @@ def test_norm_uses_16_byte_loads(code_of, case):
     assert code_of(case).count("LDG.E.128") > 0
 
 
-NO_CONTRACTION = ("norm", "norm weighted", "linbreg", "linbreg active", "linbreg momentum bf16")
+NO_CONTRACTION = (
+    "norm", "norm weighted", "linbreg", "linbreg active", "linbreg momentum bf16", "linbreg given",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NO_CONTRACTION)
@@ -172,7 +189,7 @@ def test_the_only_fma_of_perturb_is_one_division(code_of, case, capability, tmp_
     assert code_of(case).count("FFMA") == one.count("FFMA") > 0
 
 
-@pytest.mark.parametrize("case", ["adabreg", "adabreg bf16", "adabreg active"])
+@pytest.mark.parametrize("case", ["adabreg", "adabreg bf16", "adabreg active", "adabreg given"])
 def test_the_only_fma_of_adabreg_are_divisions_and_roots(code_of, case, capability, tmp_path):
     """Two divisions and a root an element; 4 elements a thread, in each of up to two loops."""
     lanes = 128 * (4 if case == "adabreg active" else 8)  # the active form has one loop
@@ -213,9 +230,14 @@ def test_one_compilation_over_changing_scalars():
     """Nothing that the JIT keys its compilations by depends on a hyper-parameter or step."""
     scalars = (0.0, 1.0, 0.1, 16.0, 1e-30, 3e38)
     perturb = [keys(lambda v=v: run_perturb(F, norm=v, rho=v, eta=v, eps=v)) for v in scalars]
-    linbreg = [keys(lambda v=v: run_linbreg(F, scalars=(v, v, v))) for v in scalars]
+    rests = [(n % 2 == 0, True, v, v) for n, v in enumerate(scalars)]
+    linbreg = [
+        keys(lambda v=v, r=r: run_linbreg(F, scalars=(v, v, v), rest=r))
+        for v, r in zip(scalars, rests, strict=True)
+    ]
     adabreg = [
-        keys(lambda v=v, n=n: run_adabreg(F, lr=v, step=n + 1)) for n, v in enumerate(scalars)
+        keys(lambda v=v, n=n: run_adabreg(F, lr=v, step=n + 1, rest=rests[n]))
+        for n, v in enumerate(scalars)
     ]
     for family in (perturb, linbreg, adabreg):
         assert all(k == family[0] for k in family)

@@ -40,11 +40,27 @@ LINBREG = {
     "nesterov": {"momentum": 0.8, "nesterov": True, "maximize": True, "weight_decay": 0.01},
     "ema": {"momentum": 0.7, "momentum_form": "ema", "weight_decay": 0.02},
 }
+NO_DUAL = {"proximal": {}, "proximal nonnegative": {"nonnegative": True, "weight_decay": 0.02}}
+DUAL = {
+    "nonnegative": {"nonnegative": True},
+    "leak": {"dual_leak": 0.1, "weight_decay": 0.02},
+    "fine": {"fine_scale": 5.0, "maximize": True},
+    "nonnegative leak fine": {"nonnegative": True, "dual_leak": 0.1, "fine_scale": 3.0},
+    "given": {"readout": False, "dual_leak": 0.1, "weight_decay": 0.02},
+}
+RESTING = [*[(False, o) for o in NO_DUAL.values()], *[(True, o) for o in DUAL.values()]]
+each_resting = pytest.mark.parametrize(("with_dual", "options"), RESTING,
+                                       ids=[*NO_DUAL, *DUAL])  # fmt: skip
+
+
+def with_zeros(params):
+    """Inactive entries for a step that does not read its dual out."""
+    return [p.masked_fill(p.abs() < 0.5, 0.0) for p in params]
 
 
 def linbreg_case(sizes, param_dtype, with_dual, with_active, options):
     grads = make(sizes, param_dtype, 21)
-    params, duals = make(sizes, param_dtype, 20), make(sizes, torch.float32, 22)
+    params, duals = with_zeros(make(sizes, param_dtype, 20)), make(sizes, torch.float32, 22)
     buffers = make(sizes, torch.float32, 23)
     active = make_masks(sizes) if with_active else None
 
@@ -69,6 +85,13 @@ def test_linbreg(param_dtype, options, with_active, with_dual):
     compare(linbreg_case([1, 0, 7, 1024, 2049], param_dtype, with_dual, with_active, options))
 
 
+@each_dtype
+@each_resting
+@pytest.mark.parametrize("with_active", [False, True], ids=["all", "active"])
+def test_linbreg_entries_at_rest(param_dtype, with_dual, options, with_active):
+    compare(linbreg_case([1, 0, 7, 1024, 2049], param_dtype, with_dual, with_active, options))
+
+
 @each_list
 def test_linbreg_lists(sizes):
     if sizes:
@@ -78,7 +101,7 @@ def test_linbreg_lists(sizes):
 
 def adabreg_case(sizes, param_dtype, with_dual, with_active, with_counts, **options):
     grads = make(sizes, param_dtype, 31)
-    params, duals = make(sizes, param_dtype, 30), make(sizes, torch.float32, 32)
+    params, duals = with_zeros(make(sizes, param_dtype, 30)), make(sizes, torch.float32, 32)
     first, second = make(sizes, torch.float32, 33), make(sizes, torch.float32, 34)
     second = [s.square() for s in second]
     g = torch.Generator().manual_seed(35)
@@ -108,6 +131,14 @@ def test_adabreg(param_dtype, with_counts, with_active, with_dual):
     compare(adabreg_case(sizes, param_dtype, with_dual, with_active, with_counts, **options))
 
 
+@each_dtype
+@each_resting
+@pytest.mark.parametrize("with_counts", [False, True], ids=["step", "counts"])
+def test_adabreg_entries_at_rest(param_dtype, with_dual, options, with_counts):
+    sizes = [1, 0, 7, 1024, 2049]
+    compare(adabreg_case(sizes, param_dtype, with_dual, with_counts, with_counts, **options))
+
+
 @each_list
 def test_adabreg_lists(sizes):
     if sizes:
@@ -126,7 +157,15 @@ def test_bregman_thresholds_nan_and_zero():
         live = sk.linbreg_step_(p, [torch.zeros_like(dual)], d, 0.1, lam, backend=backend)
         e, q = [dual.clone()], [torch.zeros_like(dual)]
         sk.linbreg_step_(q, [dual], e, 0.0, 0.0, weight_decay=0.1, backend=backend)
-        return {"live": live, "params": p, "duals": d, "params0": q, "duals0": e}
+        out = {"live": live, "params": p, "duals": d, "params0": q, "duals0": e}
+        for i, options in enumerate((*NO_DUAL.values(), *DUAL.values())):
+            f = [dual.clone()] if i >= len(NO_DUAL) else None
+            r = [dual.clone()]
+            out[f"live {i}"] = sk.linbreg_step_(
+                r, [-dual], f, 0.25, lam, backend=backend, **options
+            )
+            out[f"params {i}"], out[f"duals {i}"] = r, f or []
+        return out
 
     compare(run)
     result = run("triton")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import random
 
 import pytest
@@ -171,11 +172,15 @@ def test_rounding(core, name, half):
 def test_shrink_is_exact_at_the_threshold(core):
     lam = 0.3
     bound = torch.tensor(lam).item()
-    assert core.shrink(bound, lam) == 0.0
-    assert str(core.shrink(-bound, lam)) == "0.0"
+    assert core.shrink(bound, -lam, lam) == 0.0
+    assert str(core.shrink(-bound, -lam, lam)) == "0.0"
     above = torch.tensor(lam).nextafter(torch.tensor(1.0)).item()
-    assert core.shrink(above, lam) == above - bound
-    assert core.shrink(float("nan"), lam) != core.shrink(float("nan"), lam)
+    assert core.shrink(above, -lam, lam) == above - bound
+    assert core.shrink(-above, -lam, lam) == bound - above
+    assert math.isnan(core.shrink(math.nan, -lam, lam))
+    assert str(core.shrink(-above, -math.inf, lam)) == "0.0"
+    assert str(core.shrink(-math.inf, -math.inf, lam)) == "0.0"
+    assert core.shrink(math.inf, -math.inf, lam) == math.inf
 
 
 def test_chunk_plan_counts_chunks(core):

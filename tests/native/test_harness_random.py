@@ -139,17 +139,22 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
     sums = core.norm(virtual(core, 2, masked=masked, shift=shift), "float32", True, 0.1)
     assert traffic(sums.report)[:2] == [(n, 0), (n, 0)]
 
-    live = torch.zeros(1, dtype=torch.int64)
+    live, bregman = torch.zeros(1, dtype=torch.int64), ([0.0] * 6, [0.0] * 4)
     report = core.linbreg_step(
-        virtual(core, 4, masked=masked, shift=shift), "float32", True, True, [0.0] * 7, True,
-        live.data_ptr(),
+        virtual(core, 4, masked=masked, shift=shift), "float32", True, True, True, *bregman,
+        True, live.data_ptr(),
     )  # fmt: skip
     assert traffic(report)[:4] == [(0, n), (n, 0), (n, n), (n, n)]
+    report = core.linbreg_step(
+        virtual(core, 3, masked=masked, shift=shift), "float32", True, False, False, *bregman,
+        False, live.data_ptr(),
+    )  # fmt: skip
+    assert traffic(report)[:3] == [(n, 0), (n, 0), (n, n)]
 
     table = torch.ones(2)
     report = core.adabreg_step(
-        virtual(core, 6, masked=masked, shift=shift), "float32", True, True, [0.0] * 10,
-        table.data_ptr(), table.data_ptr(), 1, live.data_ptr(),
+        virtual(core, 6, masked=masked, shift=shift), "float32", True, True, True, [0.0] * 6,
+        [0.0] * 7, table.data_ptr(), table.data_ptr(), 1, live.data_ptr(),
     )  # fmt: skip
     assert traffic(report)[:6] == [(0, n), (n, 0), *[(n, n)] * 4]
 
