@@ -28,6 +28,11 @@ BREGMAN = [
 ]  # fmt: skip
 
 
+def forms_of(name):
+    """Fewer of thousands of tensors: what overflows a table does not depend on the scalars."""
+    return BREGMAN[1::3] if name == "tiny" else BREGMAN
+
+
 def readout_scalars(lam, delta, decay, nonnegative, leak, fine_scale):
     return [lam, -math.inf if nonnegative else -lam, delta, decay, leak, fine_scale]
 
@@ -43,7 +48,7 @@ def test_linbreg_step(core, name, shift, kind, masked):
     lists = Lists(SIZES[name], shift)
     masks = lists.masks() if masked else []
     lr, delta, beta, decay = 0.1, 1.5, 0.9, 0.01
-    for (dual, read, lam, resting), momentum in itertools.product(BREGMAN, (False, True)):
+    for (dual, read, lam, resting), momentum in itertools.product(forms_of(name), (False, True)):
         params, grads = lists.normal(DTYPE[kind]), lists.normal(DTYPE[kind])
         if not read:
             zero_some(params)
@@ -78,7 +83,7 @@ def test_adabreg_step(core, name, shift, kind, masked):
     lists = Lists(SIZES[name], shift)
     masks = lists.masks() if masked else []
     lr, delta, beta1, beta2, eps, decay, step = 0.01, 1.5, 0.9, 0.99, 1e-4, 0.02, 3
-    for (dual, read, lam, resting), counted in itertools.product(BREGMAN, (False, True)):
+    for (dual, read, lam, resting), counted in itertools.product(forms_of(name), (False, True)):
         params, grads = lists.normal(DTYPE[kind]), lists.normal(DTYPE[kind])
         if not read:
             zero_some(params)
