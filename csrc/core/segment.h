@@ -20,7 +20,9 @@ struct Segment {
   int64_t input_numel = 0;
   int64_t first = 0;  // index of element 0: in its parameter (random directions), or through the
                       // list (ops that rank)
-  int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor; length of a run of entries
+  int64_t cols = 0;  // of the matrix as which mask_nm and prox_group read a tensor; length of a run
+                     // of entries
+  int64_t height = 0, width = 0;  // of the matrix's tiles (prox_group)
 };
 
 inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {

@@ -13,6 +13,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "bregman_step.h"
 #include "mask_pack.h"
 
 namespace sk {
@@ -27,10 +28,7 @@ struct LiveMask {
   struct Functor : AlwaysEnabled {
     T lower, lam;  // what lies between is zero
 
-    SK_HD bool live(T dual) const {
-      const T clamped = dual < lower ? lower : (dual > lam ? lam : dual);
-      return dual - clamped != T(0);
-    }
+    SK_HD bool live(T dual) const { return shrink(dual, lower, lam) != T(0); }
     SK_HD void operator()(uint32_t word, uint32_t& out) const { out = word; }
   };
 
