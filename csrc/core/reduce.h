@@ -8,9 +8,10 @@
 
 namespace sk {
 
+// `count` lanes, a power of two; the lanes left out hold +0.0.
 template <class T>
-SK_HD T join_lanes(T* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
+SK_HD T join_lanes(T* lanes, int count = kLanes) {
+  for (int width = count / 2; width > 0; width /= 2) {
 #pragma omp simd
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] + lanes[i + width];
   }

@@ -20,7 +20,8 @@ struct Segment {
   int64_t input_numel = 0;
   int64_t first = 0;  // index of element 0: in its parameter (random directions), or through the
                       // list (ops that rank)
-  int64_t cols = 0;   // of the matrix as which mask_nm reads a tensor
+  int64_t cols = 0;   // of the matrix as which mask_nm and prox_group read a tensor
+  int64_t height = 0, width = 0;  // of its tiles (prox_group)
 };
 
 inline std::vector<int64_t> numels_of(const std::vector<Segment>& segments) {

@@ -21,11 +21,16 @@
 
 namespace sk {
 
+// lower: -lam, or -inf where theta must not be negative
+template <class O>
+SK_HD O shrink(O dual, O lower, O lam) {
+  // comparisons, unlike min and max, keep NaN and the sign of zero
+  const O below = lam < dual ? lam : dual;
+  return dual - (lower > below ? lower : below);
+}
 template <class O>
 SK_HD O shrink(O dual, O lam) {
-  // comparisons, unlike min and max, keep NaN and the sign of zero
-  const O clamped = dual < -lam ? -lam : (dual > lam ? lam : dual);
-  return dual - clamped;
+  return shrink(dual, -lam, lam);
 }
 
 // dual <-> param, shared by both steps

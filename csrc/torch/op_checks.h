@@ -7,6 +7,7 @@
 
 #include "../core/chunk_plan.h"
 #include "../functors/mask_count.h"
+#include "../functors/prox_group.h"
 #include "../functors/ranked.h"
 #include "check.h"
 
@@ -233,6 +234,34 @@ inline ScalarType check_adabreg_step(const TensorList& params, const TensorList&
   check_masks(kOp, active, params);
   STD_TORCH_CHECK(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty(), kOp,
                   ": grads, exp_avgs or exp_avg_sqs is empty");
+  return dtype;
+}
+
+inline ScalarType check_prox_group(const TensorList& params, const TensorList& duals,
+                                   const TensorList& alive, const std::vector<int64_t>& cols,
+                                   const std::vector<int64_t>& heights,
+                                   const std::vector<int64_t>& widths, const Tensor& thresholds) {
+  constexpr const char* kOp = "prox_group_";
+  const ScalarType dtype = params[0].scalar_type();
+  const size_t count = params.size();
+  check_list(kOp, "params", params, params, dtype);
+  check_list(kOp, "duals", duals, params, math_type(dtype));
+  STD_TORCH_CHECK(!duals.empty(), kOp, ": duals is empty");
+  check_scalars(kOp, "thresholds", thresholds, 4 * int64_t(count), math_type(dtype), params);
+  STD_TORCH_CHECK(cols.size() == count && heights.size() == count && widths.size() == count &&
+                      (alive.empty() || alive.size() == count),
+                  kOp, ": cols, heights, widths and alive of every tensor are needed");
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t numel = params[i].numel();
+    STD_TORCH_CHECK(cols[i] >= 1 && heights[i] >= 1 && widths[i] >= 1 && widths[i] <= cols[i] &&
+                        numel % cols[i] == 0,
+                    kOp, ": the tiling of params[", i, "] does not divide it");
+    if (alive.empty()) continue;
+    const int64_t groups = make_tiling(numel, cols[i], heights[i], widths[i]).groups();
+    STD_TORCH_CHECK(alive[i].numel() == groups && alive[i].scalar_type() == ScalarType::Byte &&
+                        alive[i].is_contiguous() && alive[i].device() == params[i].device(),
+                    kOp, ": alive[", i, "] is not one byte per group");
+  }
   return dtype;
 }
 

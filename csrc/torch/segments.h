@@ -36,6 +36,21 @@ inline std::vector<Segment> make_segments(std::initializer_list<const TensorList
   return segments;
 }
 
+// prox_group: streams params, duals and, where it is wanted, alive.
+inline std::vector<Segment> tiled_segments(const TensorList& params, const TensorList& duals,
+                                           const TensorList& alive,
+                                           const std::vector<int64_t>& cols,
+                                           const std::vector<int64_t>& heights,
+                                           const std::vector<int64_t>& widths) {
+  auto segments = make_segments({&params, &duals, &alive}, {}, {});
+  for (size_t t = 0; t < segments.size(); ++t) {
+    segments[t].cols = cols[t];
+    segments[t].height = heights[t];
+    segments[t].width = widths[t];
+  }
+  return segments;
+}
+
 // On the CPU, where the ranks can be read: the packed tensor has room for the ones of every mask.
 inline void check_capacity(const char* op, const std::vector<Segment>& segments) {
   for (const Segment& s : segments) {

@@ -42,6 +42,8 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     tiles = [torch.zeros_like(r) for r in ranks]
     words = [m.clone() for m in masks]
     firsts, heights, widths = [0, 5, 5, 68], [1, 1, 9, 1], [5, 0, 7, 1]
+    thresholds = torch.linspace(0.2, 1.7, 16, dtype=wide, device=device).reshape(4, 4)
+    alive = [torch.zeros(n, dtype=torch.uint8, device=device) for n in (1, 0, 15, 1)]
     pool = torch.tensor([2], device=device)
     pools, ones = (
         torch.tensor([1, 2, 3, 4], device=device),
@@ -106,6 +108,10 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
              None, None),
             (a, b, duals, first, second, counts, masks, 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.1, True,
              3, rows, rows),
+        ],
+        "prox_group_": [
+            (a, duals, [], [5, 3, 7, 1], [1, 1, 1, 1], [5, 3, 7, 1], thresholds, 0.0, 1.0, False),
+            (a, duals, alive, [5, 3, 7, 1], [1, 2, 2, 9], [5, 2, 3, 1], thresholds, 0.2, 1.5, True),
         ],
     }[op]  # fmt: skip
 

@@ -1,0 +1,297 @@
+// The entries of prox_group's tiles on the CPU: squares joined in the order of core/reduce.h, and
+// the readout.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "../core/segment.h"
+#include "../functors/prox_group.h"
+#include "block.h"
+#include "join_groups.h"
+
+namespace sk::cpu {
+
+constexpr int64_t kLine = 32;  // groups of any size that fill whole cache lines
+
+// At most `groups`, and if possible such that what follows begins with a cache line.
+inline int64_t whole_lines(int64_t groups) {
+  return groups >= kLine ? groups / kLine * kLine : std::max<int64_t>(1, groups);
+}
+
+// What a part of the call found.
+struct Found {
+  int64_t live = 0, groups = 0;
+  double norms = 0, entries = 0;  // of the value: sum threshold (norm - threshold), sum |theta|
+
+  void add(const Found& o) {
+    live += o.live;
+    groups += o.groups;
+    norms += o.norms;
+    entries += o.entries;
+  }
+};
+
+template <class T>
+struct ProxCall {
+  using O = opmath_t<T>;
+  ProxGroup<O> op;
+  const O* thresholds;  // [tensors, 4]
+  StreamCopy stream;    // null: plain stores
+};
+
+// One tensor of the call.
+template <class T>
+struct ProxTensor {
+  using O = opmath_t<T>;
+  Tiling tiling;
+  T* params;
+  const O* duals;
+  uint8_t* alive;  // or null
+  const O* thresholds;
+
+  ProxTensor(const Segment& s, const ProxCall<T>& call, int64_t tensor)
+      : tiling(make_tiling(s.numel, s.cols, s.height, s.width)),
+        params(static_cast<T*>(s.data[0])),
+        duals(static_cast<const O*>(s.data[1])),
+        alive(static_cast<uint8_t*>(s.data[2])),
+        thresholds(call.thresholds + 4 * tensor) {}
+};
+
+// Cache lines of numbers, with one more behind the last: loops end on whole lines.
+template <class O>
+struct Lines {
+  static constexpr int64_t kWide = int64_t(kStreamAlign / sizeof(O));
+  struct alignas(kStreamAlign) Line {
+    O x[kWide];
+  };
+  std::vector<Line> lines;
+
+  O* sized(int64_t n) {
+    const size_t needed = size_t(n / kWide + 2);
+    if (lines.size() < needed) lines.resize(needed);
+    return lines.data()->x;
+  }
+};
+
+template <class O>
+struct ProxScratch {
+  Lines<O> squares, rows, factors, norms;
+  alignas(kStreamAlign) O lanes[kLanes];
+  Partners<O> partners;
+};
+
+// The lines that come after a block, while the caches would idle: half of them in each of two
+// passes.
+template <class O>
+SK_HD void fetch_ahead(const O* next, int half) {
+  constexpr int kHalf = int(kBlock * sizeof(O) / 2);
+  const char* p = reinterpret_cast<const char*>(next) + half * kHalf;
+  for (int i = 0; i < kHalf; i += int(kStreamAlign)) __builtin_prefetch(p + i, 0, 2);
+}
+
+// next: of duals that are wanted afterwards
+template <class O>
+SK_HD void squares_of(const ProxGroup<O>& op, const O* duals, int64_t n, const O* next, O* out) {
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t end = n - first < kBlock ? n : first + kBlock;
+    fetch_ahead(next + first, 0);
+#pragma omp simd
+    for (int64_t i = first; i < end; ++i) out[i] = op.square(duals[i]);
+  }
+}
+
+// Rows of `count` tiles side by side to one tile after the other. What is copied beyond the end of
+// a row is overwritten by the next one.
+template <class O>
+SK_HD void by_tile(const O* rows, int64_t pitch, int64_t count, int64_t height, int64_t width,
+                   O* out) {
+  constexpr int64_t kWide = Lines<O>::kWide;
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t r = 0; r < height; ++r, out += width) {
+      const O* from = rows + r * pitch + t * width;
+      for (int64_t i = 0; i < width; i += kWide) std::memcpy(out + i, from + i, kStreamAlign);
+    }
+  }
+}
+
+// norms -> factors, in place
+template <class O>
+SK_HD void factors_of(const ProxGroup<O>& op, O threshold, int64_t count, O* norms, uint8_t* alive,
+                      Found& found) {
+  double value = 0;
+  int64_t groups = 0;
+#pragma omp simd reduction(+ : value, groups)
+  for (int64_t g = 0; g < count; ++g) {
+    const O norm = norms[g], factor = op.factor(norm, threshold);
+    value += op.value(norm, threshold, factor);
+    groups += factor != O(0);
+    norms[g] = factor;
+  }
+  found.norms += value;
+  found.groups += groups;
+  for (int64_t g = 0; alive && g < count; ++g) alive[g] = norms[g] != O(0);
+}
+
+// factors[g] to `width` places each. What is written too far is overwritten by the next one.
+template <class O>
+SK_HD void spread(const O* factors, int64_t count, int64_t width, O* out) {
+  constexpr int64_t kWide = Lines<O>::kWide;
+  for (int64_t g = 0; g < count; ++g, out += width) {
+    const O factor = factors[g];
+    for (int64_t i = 0; i < width; i += kWide) {
+#pragma omp simd
+      for (int64_t j = 0; j < kWide; ++j) out[i + j] = factor;
+    }
+  }
+}
+
+// theta of n consecutive entries; kShared: all have the first factor, which is not 0
+template <bool kShared, class O>
+SK_HD void read_out(const ProxGroup<O>& op, const O* duals, const O* factors, int n, O* out,
+                    Found& found) {
+  const O shared = factors[0];
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    out[i] = kShared ? op.theta(duals[i], shared) : op.readout(duals[i], factors[i]);
+  }
+  // in a loop of its own: in the one above the sums would stand in memory
+  std::conditional_t<sizeof(O) == 8, int64_t, int32_t> live = 0;
+  O entries = 0;
+#pragma omp simd reduction(+ : live, entries)
+  for (int i = 0; i < n; ++i) {
+    live += out[i] != O(0);
+    entries += out[i] < O(0) ? -out[i] : out[i];
+  }
+  found.live += live;
+  found.entries += double(entries);
+}
+
+// Consecutive entries of one row to memory, through a buffer in L1 so that they can be streamed.
+template <bool kShared, class T, class O>
+SK_HD void write_entries(const ProxGroup<O>& op, const O* duals, const O* factors, int64_t n,
+                         const O* next, T* params, StreamCopy stream, Found& found) {
+  alignas(kStreamAlign) O theta[kBlock];
+  alignas(kStreamAlign) T narrow[std::is_same_v<T, O> ? 1 : kBlock];
+  const bool dead = kShared && factors[0] == O(0);
+  if (dead) std::fill(theta, theta + kBlock, O(0));
+  const auto past_line = int64_t(reinterpret_cast<uintptr_t>(params) % kStreamAlign / sizeof(T));
+  // the first block ends where a cache line does
+  int64_t size = past_line ? int64_t(kStreamAlign / sizeof(T)) - past_line : kBlock;
+  for (int64_t first = 0; first < n; first += size, size = kBlock) {
+    if (size > n - first) size = n - first;
+    const O* factor = kShared ? factors : factors + first;
+    fetch_ahead(next + first, 1);
+    if (!dead && size == kBlock) {
+      read_out<kShared>(op, duals + first, factor, kBlock, theta, found);
+    } else if (!dead) {
+      read_out<kShared>(op, duals + first, factor, int(size), theta, found);
+    }
+    const char* out = reinterpret_cast<const char*>(theta);
+    if constexpr (!std::is_same_v<T, O>) {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) narrow[i] = store<T>(theta[i]);
+      out = reinterpret_cast<const char*>(narrow);
+    }
+    const size_t bytes = size_t(size) * sizeof(T), lines = bytes / kStreamAlign * kStreamAlign;
+    char* to = reinterpret_cast<char*>(params + first);
+    copy_out(to, out, lines, stream);
+    if (lines < bytes) std::memcpy(to + lines, out + lines, bytes - lines);
+  }
+}
+
+// f(entry, place, n) for the runs of consecutive entries of a tile, [begin, end) of its own
+// numbering; place counts from its first entry
+template <class F>
+SK_HD void each_run(const Tile& tile, int64_t cols, int64_t begin, int64_t end, const F& f) {
+  int64_t row = begin / tile.width, col = begin - row * tile.width;
+  for (int64_t at = begin; at < end; ++row, col = 0) {
+    const int64_t left = tile.width - col, n = left < end - at ? left : end - at;
+    f(at, row * cols + col, n);
+    at += n;
+  }
+}
+
+// Sum of the squares of entries [begin, end), part of one chunk of the group.
+template <class O>
+SK_CLONES O sum_entries(const ProxGroup<O>& op, const O* duals, const Tile& tile, int64_t cols,
+                        int64_t begin, int64_t end, O* lanes) {
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = O(0);
+  each_run(tile, cols, begin, end, [&](int64_t at, int64_t place, int64_t n) SK_INLINED {
+    for (int64_t i = 0; i < n;) {
+      O* lane = lanes + (at + i) % kLanes;
+      const int64_t room = kBlock - (at + i) % kBlock, m = room < n - i ? room : n - i;
+      const O* x = duals + place + i;
+      fetch_ahead(x + n, 0);
+#pragma omp simd
+      for (int64_t j = 0; j < m; ++j) lane[j] = lane[j] + op.square(x[j]);
+      i += m;
+    }
+  });
+  return join_lanes(lanes);
+}
+
+// The readout of entries [begin, end) of a tile; duals and params point to its first one.
+template <class T, class O>
+SK_CLONES void write_group(const ProxGroup<O>& op, const O* duals, const Tile& tile, int64_t cols,
+                           int64_t begin, int64_t end, O factor, T* params, StreamCopy stream,
+                           Found& found) {
+  each_run(tile, cols, begin, end, [&](int64_t, int64_t place, int64_t n) SK_INLINED {
+    write_entries<true>(op, duals + place, &factor, n, duals + place + n, params + place, stream,
+                        found);
+  });
+}
+
+// `count` whole tiles side by side, or one that is cut, of at most kTogether entries each.
+template <class T, class O>
+SK_CLONES void small_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int64_t group,
+                            const Tile& tile, int64_t count, ProxScratch<O>& scratch,
+                            Found& found) {
+  const ProxGroup<O>& op = call.op;
+  const int64_t cols = x.tiling.cols, n = tile.entries(), across = count * tile.width;
+  const int64_t first = tile.row * cols + tile.col;
+  const O *duals = x.duals + first, *next = duals + across;
+  O* squares = scratch.squares.sized(count * n + kShort);
+  if (count == 1 || tile.height == 1) {
+    for (int64_t r = 0; r < tile.height; ++r) {
+      squares_of(op, duals + r * cols, across, next + r * cols, squares + r * across);
+    }
+  } else {
+    const int64_t pitch = across + Lines<O>::kWide;
+    O* rows = scratch.rows.sized(tile.height * pitch);
+    for (int64_t r = 0; r < tile.height; ++r) {
+      squares_of(op, duals + r * cols, across, next + r * cols, rows + r * pitch);
+    }
+    by_tile(rows, pitch, count, tile.height, tile.width, squares);
+  }
+  O* factors = scratch.norms.sized(count);
+  join_groups(squares, count, n, scratch.partners, factors);
+#pragma omp simd
+  for (int64_t g = 0; g < count; ++g) factors[g] = sk::sqrt(factors[g]);
+  factors_of(op, x.thresholds[tile.kind], count, factors, x.alive ? x.alive + group : nullptr,
+             found);
+  const bool wide = tile.width >= kBlock;
+  const O* spreads = factors;
+  if (!wide && tile.width > 1) {
+    O* out = scratch.factors.sized(across);
+    spread(factors, count, tile.width, out);
+    spreads = out;
+  }
+  for (int64_t r = 0; r < tile.height; ++r) {
+    const O *own = duals + r * cols, *ahead = next + r * cols;
+    T* params = x.params + first + r * cols;
+    if (!wide) {
+      write_entries<false>(op, own, spreads, across, ahead, params, call.stream, found);
+      continue;
+    }
+    for (int64_t at = 0; at < across; at += tile.width) {
+      write_entries<true>(op, own + at, factors++, tile.width, ahead + at, params + at, call.stream,
+                          found);
+    }
+    factors -= count;
+  }
+}
+
+}  // namespace sk::cpu
