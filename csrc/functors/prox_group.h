@@ -69,7 +69,10 @@ struct ProxGroup {
     return norm <= threshold ? O(0) : kept;  // NaN is alive
   }
   SK_HD O theta(O dual, O factor) const { return delta * (shrunk(dual) * factor); }  // if live
-  SK_HD O readout(O dual, O factor) const { return factor != O(0) ? theta(dual, factor) : O(0); }
+  SK_HD O readout(O dual, O factor) const {
+    const O moved = theta(dual, factor);  // not inside the choice: the loop would not vectorise
+    return factor != O(0) ? moved : O(0);
+  }
   SK_HD O square(O dual) const {
     const O s = shrunk(dual);
     return s * s;
