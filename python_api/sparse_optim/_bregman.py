@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._active_set import ActiveSet, Work
-from ._bregman_state import BregmanState
-from ._lam_transfer import TRANSFERS, check_transfer, transfer_
+from ._bregman_duals import BregmanDuals
 from ._regularizers import (
     DEFAULTS,
     ENTRYWISE,
@@ -23,14 +22,13 @@ from ._regularizers import (
     lam_parts,
     math_dtype,
     readout_,
-    subgradient,
 )
 from ._support import check_backend, check_dense_gradient, check_int, check_number, label
 
 _ONE_CYCLE = ("coarse_steps", "phase_offset")  # one value for the whole optimizer
 
 
-class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
+class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
     """Base of the Bregman optimizers; see ``LinBreg``."""
 
     _state_names: tuple[str, ...] = ()  # tensors of the state that a step of a coordinate changes
@@ -117,50 +115,6 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
 
     def _freezes(self, group: dict[str, Any]) -> bool:
         return group["reg"] != "none" and group["multilevel"] and group["coarse_steps"] > 0
-
-    # -- lam ---------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def set_lam(self, value: float, group: int | None = None, transfer: str = "rescale") -> None:
-        """Change the threshold and take the duals along.
-
-        Inside a coarse phase the change waits for the next full step: the support is fixed.
-
-        Args:
-            value: the new lam, >= 0; every group's own ``lam_scale`` multiplies it.
-            group: number of the parameter group; None: every regularised one.
-            transfer: "rescale" leaves the weights as they are and scales what zero weights have
-                accumulated by new / old lam; "keep" leaves the duals, so that every live weight
-                moves by -delta (new - old) sign(weight) and small ones die; "auto" keeps where lam
-                rises and rescales where it falls.
-
-        Raises:
-            ValueError: lam is out of range, or there is no such transfer or group.
-        """
-        value = check_number("lam", value, 0.0)
-        check_transfer(transfer)
-        if group is not None:
-            check_int("group", group, 0, len(self.param_groups))
-        chosen = self.param_groups if group is None else [self.param_groups[group]]
-        for g in chosen:
-            if g["reg"] == "none":
-                continue
-            g["queued_lam"] = [value, TRANSFERS.index(transfer)]
-        if not self.last_was_coarse:
-            self._apply_queued_lam()
-
-    def _apply_queued_lam(self) -> None:
-        for group in self.param_groups:
-            if group["queued_lam"] is None:
-                continue
-            value, number = group["queued_lam"]
-            group["queued_lam"] = None
-            self._leave_phase()
-            old, group["lam"] = float(group["lam"]), value
-            known = self._with_dual(group)
-            duals = [self._own[p]["dual"] for p in known]
-            transfer_(group, known, duals, old, TRANSFERS[number], self.backend)
-            self._recount(known)
 
     # -- step --------------------------------------------------------------------------------
 
@@ -272,12 +226,6 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
         if stale:
             self._after_refresh(group, stale)
 
-    def _leave_phase(self) -> None:
-        """The duals change outside a step: the active sets have to be found again."""
-        self._active.write_back(self._own)
-        self._active.forget()
-        self._begun = -1
-
     def _after_refresh(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Hook for state that depends on which coordinates are frozen."""
 
@@ -348,66 +296,6 @@ class BregmanOptimizer(BregmanState, Optimizer, abc.ABC):
         self._live.update((p, (live, i)) for i, p in enumerate(work.owners))
         if work.tilings is not None:
             self._active.show(work.owners)
-
-    # -- duals -------------------------------------------------------------------------------
-
-    def _has_dual(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Unregularised parameters in float32 or float64 are their own dual."""
-        return group["reg"] != "none" or p.dtype != math_dtype(p)
-
-    def _with_dual(self, group: dict[str, Any]) -> list[Tensor]:
-        return [p for p in group["params"] if "dual" in self._own.get(p, {})]
-
-    def _recount(self, params: list[Tensor]) -> None:
-        """Live counts of weights that were not written by a step."""
-        self._live.update((p, (p.count_nonzero().reshape(1), 0)) for p in params)
-
-    def _subgradient_dual(self, group: dict[str, Any], p: Tensor) -> Tensor:
-        theta = p.detach().to(math_dtype(p))
-        return theta / group["delta"] + subgradient(group, theta)
-
-    def _make_duals(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            if self._has_dual(group, p) and "dual" not in self._own[p]:
-                check_start(group, p, label(self.param_groups, p))
-                self._own[p]["dual"] = self._subgradient_dual(group, p)
-
-    @torch.no_grad()
-    def init_dual(self) -> None:
-        """Create the duals now, ``p / delta + subgradient(p)``, with the lam in force.
-
-        Otherwise each is created at its parameter's first step. Existing ones stay.
-
-        Raises:
-            ValueError: a weight with "l1_pos" is negative; nothing is modified.
-        """
-        self._check_starts()
-        for group in self.param_groups:
-            self._make_duals(group, group["params"])
-
-    def _check_starts(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                check_start(group, p, label(self.param_groups, p))
-
-    @torch.no_grad()
-    def sync_from_params(self) -> None:
-        """Make the duals anew from the parameters, after editing those by hand.
-
-        Discards what entries below the threshold have accumulated. Where ``writes_params`` is
-        False, set it to True before editing.
-
-        Raises:
-            ValueError: a weight with "l1_pos" is negative; nothing is modified.
-        """
-        self._check_starts()
-        self._leave_phase()
-        for group in self.param_groups:
-            own = [p for p in group["params"] if self._has_dual(group, p)]
-            for p in own:
-                self._own[p]["dual"] = self._subgradient_dual(group, p)
-                self._own[p].pop("active", None)
-            self._recount(own)
 
 
 def _with_rates(groups: list[Any], rates: list[float]) -> list[dict[str, Any]]:

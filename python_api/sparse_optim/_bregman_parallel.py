@@ -43,8 +43,9 @@ def active_hash(opt: BregmanOptimizer) -> int:
         >>> from sparse_optim import LinBreg
         >>> w = torch.nn.Parameter(torch.tensor([0.0, 1.0]))
         >>> opt = LinBreg([w], reg="l1", lam=0.5, coarse_steps=1)
-        >>> active_hash(opt)
-        0
+        >>> opt.init_dual()
+        >>> active_hash(opt) == active_hash(opt) != 0
+        True
     """
     if opt.next_is_coarse:
         opt._ready_phase()

@@ -96,8 +96,9 @@ class FeedbackLambda:
     Source: arXiv 2605.07892, adaptive lam.
 
     Example:
-        >>> w = torch.nn.Parameter(torch.zeros(4))
+        >>> import torch
         >>> from sparse_optim import LinBreg
+        >>> w = torch.nn.Parameter(torch.zeros(4))
         >>> opt = LinBreg([w], lr=1.0, reg="l1", lam=0.1)
         >>> control = FeedbackLambda(opt, 0.5, every=1)
         >>> w.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -206,8 +207,9 @@ class QuantileLambda:
         One number comes to the host per change: lam is an argument of the kernels.
 
     Example:
-        >>> w = torch.nn.Parameter(torch.zeros(4))
+        >>> import torch
         >>> from sparse_optim import LinBreg
+        >>> w = torch.nn.Parameter(torch.zeros(4))
         >>> opt = LinBreg([w], lr=1.0, reg="l1", lam=0.1)
         >>> control = QuantileLambda(opt, 0.5)
         >>> w.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
