@@ -74,6 +74,10 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "train --sparse-method set --weight-distribution global",
             "global needs --sparse-method gmp",
         ),
+        (
+            "train --sparse-method gmp --sparse-start scaled",
+            "--sparse-start needs --sparse-method set",
+        ),
         ("train --optimizer linbreg --reg l2", "invalid choice: 'l2'"),
         ("train --optimizer linbreg --groups rows", "--groups needs --reg l1_l2 or sparse_group"),
         (
@@ -131,6 +135,7 @@ def test_options_of_other_optimizers_are_refused(optimizer, capsys):
         "mask": "random", "pattern": "row", "axis": "in", "form": "explicit", "norm": "dense",
         "sparse_method": "snip", "weight_distribution": "er", "sign": "random",
         "restore": "replay", "reg": "l1", "groups": "rows", "block": "2,2", "control": "feedback",
+        "sparse_start": "scaled",
     }  # fmt: skip
     foreign = {name for options in methods.OPTIONS.values() for name in options}
     foreign -= set(methods.OPTIONS[optimizer])

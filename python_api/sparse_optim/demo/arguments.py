@@ -11,8 +11,8 @@ from .. import Pattern
 from .._support import BACKENDS
 from ..sparse_training import DISTRIBUTIONS
 from .methods import FORMS, MASKS, OPTIONS
-from .regularized import CONTROLS, DENSITY, KINDS, REGULARIZERS
-from .sparse import METHODS, ROUNDS, UPDATES
+from .regularized import CONTROL_EVERY, CONTROLS, DENSITY, KINDS, REGULARIZERS
+from .sparse import METHODS, ROUNDS, STARTS, UPDATES
 from .text import EPOCH_STEPS, WINDOW
 from .variants import CHOICES
 from .zo_controls import SIGNS
@@ -141,6 +141,9 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("weight-distribution", {"choices": (*DISTRIBUTIONS, "global")},
      "of the live weights among the layers, for set, dsr, rigl, mest and gmp, which alone has "
      "global: the largest weights of all layers"),
+    ("sparse-start", {"choices": STARTS},
+     "of set, dsr, rigl and mest: masked: the dense start under the mask; scaled: its live weights "
+     "divided by the root of the layer's density, so that outputs vary as they do densely"),
     ("reg", {"choices": REGULARIZERS},
      "regulariser of the convolution and linear weights; l1 and l1_pos (weights >= 0) make single "
      "entries zero, l1_l2 whole groups, sparse_group both, nuclear singular values"),
@@ -151,8 +154,9 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("target-sparsity", {"type": below_one},
      "fraction of the regularised weights that is kept zero, by changing lam"),
     ("control", {"choices": CONTROLS},
-     "of lam: quantile has exactly the wanted number of weights after every full step; feedback "
-     "raises lam while there are too many and lowers it while there are too few"),
+     f"of lam, every {CONTROL_EVERY} steps, with coarse steps after each phase: quantile chooses "
+     "it for exactly the wanted number of weights; feedback raises it while there are too many and "
+     "lowers it while there are too few"),
     ("delta", {"type": number(0.0, strict=True)}, "step size factor of the nonzero weights"),
     ("coarse-steps", {"type": integer(0), "metavar": "N"},
      "steps on the nonzero weights per full step"),

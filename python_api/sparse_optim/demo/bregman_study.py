@@ -2,7 +2,7 @@
 
 All methods have the same epochs, batches and cosine schedule of the learning rate. Bregman runs
 start sparse (``sparse_init_``) and are held at the target by a controller of lam; gradual magnitude
-pruning starts dense, RigL with a random mask over the dense start.
+pruning starts dense, RigL with a random mask over the dense start, scaled as Bregman starts are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .study import Case, make_case
 
 DATA = ("digits", "stdlib")
 SPARSITIES = (0.9, 0.95, 0.99)
-CONTROL = "quantile"
+# Of both, tried on seed 0: feedback ends 2 points higher on digits at 99 %, at equal sparsity.
+CONTROL = "feedback"
 #: what is trained: 3,036 and 2,000 steps, so that m = 99 has 30 and 20 full ones
 PLANS = {
     "digits": Plan("cnn", "CNN", 69, 32, ()),
@@ -24,16 +25,17 @@ PLANS = {
 }
 WINDOW = 64  # characters that the transformer sees at once
 
+_SCALED = {"sparse_start": "scaled"}  # else RigL learns nothing on digits at 99 %
 # Learning rates and lam at the start: one short search by hand per method, on seed 0.
 _METHODS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "digits": {
         "SGD": ("sgd", {"lr": 0.05}),
-        "LinBreg": ("linbreg", {"lr": 0.05, "lam": 0.01}),
-        "AdaBreg": ("adabreg", {"lr": 0.005, "lam": 0.01}),
-        "LinBreg m=9": ("linbreg", {"lr": 0.05, "lam": 0.01, "coarse_steps": 9}),
+        "LinBreg": ("linbreg", {"lr": 0.1, "lam": 0.1}),
+        "AdaBreg": ("adabreg", {"lr": 0.02, "lam": 0.1}),
+        "LinBreg m=9": ("linbreg", {"lr": 0.05, "lam": 0.03, "coarse_steps": 9}),
         "LinBreg m=99": ("linbreg", {"lr": 0.05, "lam": 0.01, "coarse_steps": 99}),
         "SGD + GMP": ("sgd", {"lr": 0.05, "sparse_method": "gmp"}),
-        "SGD + RigL": ("sgd", {"lr": 0.05, "sparse_method": "rigl"}),
+        "SGD + RigL": ("sgd", {"lr": 0.05, "sparse_method": "rigl", **_SCALED}),
     },
     "stdlib": {
         "AdamW": ("adamw", {"lr": 3e-3}),
@@ -43,7 +45,7 @@ _METHODS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "LinBreg m=99": ("linbreg", {"lr": 0.2, "lam": 0.01, "coarse_steps": 99}),
         "AdaBreg m=9": ("adabreg", {"lr": 3e-3, "lam": 0.01, "coarse_steps": 9}),
         "AdamW + GMP": ("adamw", {"lr": 3e-3, "sparse_method": "gmp"}),
-        "AdamW + RigL": ("adamw", {"lr": 3e-3, "sparse_method": "rigl"}),
+        "AdamW + RigL": ("adamw", {"lr": 0.01, "sparse_method": "rigl", **_SCALED}),
     },
 }
 

@@ -47,7 +47,10 @@ _OP_OF = {  # the operation that decides which backend a run is said to use
 _EAGER = ("adamw", "mezo-eager")  # plain torch, for comparison: they have no backend
 
 # options of each optimizer with the defaults of `sparse-optim train`
-_SPARSE = {"sparse_method": "none", "weight_sparsity": 0.9, "weight_distribution": None}
+_SPARSE = {
+    "sparse_method": "none", "weight_sparsity": 0.9, "weight_distribution": None,
+    "sparse_start": "masked",
+}  # fmt: skip
 _SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, **_SPARSE}
 _SAM = {**_SGD, "rho": 0.05, "adaptive": False, "interval": 1}
 _DIRECTIONS = {

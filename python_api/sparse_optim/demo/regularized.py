@@ -23,7 +23,10 @@ GROUPED = ("l1_l2", "sparse_group")
 KINDS = ("rows", "kernels", "filters", "blocks")
 CONTROLS = ("quantile", "feedback")
 DENSITY = 0.05  # at the start, where neither it nor a target is given
-FEEDBACK_EVERY = 10  # full steps from one change of lam to the next; each with coarse steps
+# Full steps from one change of lam to the next; with coarse steps every one. Set by hand on digits
+# at 99 %, LinBreg, seed 0: ranks at every step churn and end 6 points lower than every 10 steps,
+# feedback another 2 higher; with gain 1 it ends at 98.7 % instead of 99.0.
+CONTROL_EVERY, FEEDBACK_GAIN = 10, 5.0
 
 Control = QuantileLambda | FeedbackLambda
 
@@ -65,7 +68,7 @@ def build_control(optimizer: Optimizer, o: dict[str, Any]) -> Control | None:
     if target is None:
         return None
     assert isinstance(optimizer, LinBreg | AdaBreg | ProxSGD)
+    every = 1 if o.get("coarse_steps") else CONTROL_EVERY
     if o["control"] == "quantile":
-        return QuantileLambda(optimizer, target)
-    every = 1 if o.get("coarse_steps") else FEEDBACK_EVERY
-    return FeedbackLambda(optimizer, target, every)
+        return QuantileLambda(optimizer, target, every)
+    return FeedbackLambda(optimizer, target, every, FEEDBACK_GAIN)

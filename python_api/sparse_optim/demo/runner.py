@@ -70,8 +70,8 @@ class Run:
         if method != "none":
             self.sparse = SparseMethod(
                 method, self.model, self.optimizer, recipe.option("weight_sparsity"),
-                recipe.option("weight_distribution"), data=data, loss_fn=cross_entropy,
-                total_steps=total_steps, seed=seed, backend=backend,
+                recipe.option("weight_distribution"), recipe.option("sparse_start"), data=data,
+                loss_fn=cross_entropy, total_steps=total_steps, seed=seed, backend=backend,
             )  # fmt: skip
         example, _ = next(iter(data.test_batches()))
         scheduler = None if self.sparse is None else self.sparse.scheduler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from .data import Data, Dataset
 
 METHODS = ("none", "snip", "grasp", "lth", "set", "dsr", "rigl", "mest", "gmp")
 DYNAMIC = {"set": SET, "dsr": DSR, "rigl": RigL, "mest": MEST, "gmp": GMP}
+MOVING = ("set", "dsr", "rigl", "mest")  # those that start sparse and move their masks
+STARTS = ("masked", "scaled")
 ROUNDS = 4  # of a lottery ticket: the last one trains what the ones before have found
 UPDATES = 20  # of a moving mask, about, in the first three quarters; short runs: every step
 SNIP_SAMPLES = 128
@@ -44,6 +47,8 @@ class SparseMethod:
         model, optimizer: the run's; weights become 0 here, except for "lth".
         sparsity: fraction of the convolution and linear weights that is zero in the end.
         distribution: among the layers, of the methods in ``DYNAMIC``; None: each method's default.
+        start: one of ``STARTS``: "scaled" divides the live weights of every layer by the root of
+            its density, for the methods in ``MOVING``.
         data: the training split gives the samples that "snip" and "grasp" score with.
         loss_fn: the loss that "snip" scores with.
         total_steps: of the run.
@@ -59,8 +64,8 @@ class SparseMethod:
 
     def __init__(
         self, name: str, model: nn.Module, optimizer: Optimizer, sparsity: float,
-        distribution: str | None, *, data: Data, loss_fn: Loss, total_steps: int, seed: int,
-        backend: str,
+        distribution: str | None, start: str = "masked", *, data: Data, loss_fn: Loss,
+        total_steps: int, seed: int, backend: str,
     ) -> None:  # fmt: skip
         self.name, self.total_steps = name, total_steps
         self.scoring = (0, 0, 0)
@@ -87,6 +92,8 @@ class SparseMethod:
             self.scoring = (len(samples[1]), 2, 5)
         else:
             self.scheduler = self._dynamic(model, optimizer, sparsity, distribution, shared)
+            if start == "scaled":
+                self._scale_start()
 
     def _dynamic(
         self, model: nn.Module, optimizer: Optimizer, sparsity: float, distribution: str | None,
@@ -99,6 +106,11 @@ class SparseMethod:
         if self.name == "rigl" and isinstance(optimizer, ZOSAM):
             options["grow_grad"] = "perturbed"  # it takes no gradient at w
         return DYNAMIC[self.name](model, optimizer, sparsity, first_dense=False, **options)
+
+    @torch.no_grad()
+    def _scale_start(self) -> None:
+        for name, weight in self.scheduler.weights.items():
+            weight.mul_(math.sqrt(weight.numel() / max(self.scheduler.layer_live[name], 1)))
 
     def _balanced(self, data: Data) -> tuple[Tensor, Tensor]:
         if not isinstance(data, Dataset):

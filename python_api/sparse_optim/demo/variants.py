@@ -10,7 +10,7 @@ from .. import Pattern
 from ._support import UserError
 from .methods import OPTIONS, WEIGHT_ONLY_MASKS, Plan, Recipe
 from .regularized import GROUPED
-from .sparse import DYNAMIC
+from .sparse import DYNAMIC, MOVING
 
 CHOICES = (
     "sparsity", "mask", "pattern", "axis", "form", "norm", "sparse_method", "weight_sparsity",
@@ -52,6 +52,11 @@ _NEEDS: tuple[tuple[str, Test, str], ...] = (
         "weight_distribution",
         lambda o: o["weight_distribution"] != "global" or o["sparse_method"] == "gmp",
         "global needs --sparse-method gmp",
+    ),
+    (
+        "sparse_start",
+        lambda o: o["sparse_method"] in MOVING,
+        f"needs --sparse-method {', '.join(MOVING)}",
     ),
     ("groups", lambda o: o["reg"] in GROUPED, f"needs --reg {' or '.join(GROUPED)}"),
     ("block", lambda o: o["groups"] == "blocks", "needs --groups blocks"),
