@@ -88,6 +88,10 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --optimizer adabreg --block 2", "'2' is not ROWS,COLUMNS"),
         ("train --optimizer linbreg --l1-ratio 0.5", "--l1-ratio needs --reg sparse_group"),
         ("train --optimizer linbreg --control feedback", "--control needs --target-sparsity"),
+        (
+            "train --optimizer linbreg --target-sparsity 0.5 --feedback-gain 2",
+            "--feedback-gain needs --target-sparsity and --control feedback",
+        ),
         ("train --optimizer linbreg --target-sparsity 1", "--target-sparsity: 1 must be below 1"),
         (
             "train --optimizer proxsgd --target-sparsity 0.5 --control quantile",

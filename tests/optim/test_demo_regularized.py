@@ -38,6 +38,9 @@ def test_runs_start_as_sparse_as_they_end(optimizer, digits):
 
 
 def test_starts_suit_the_regulariser(digits):
+    wide, narrow = (new_run(digits, "linbreg", init_gain=gain) for gain in (1.0, 0.5))
+    for a, b in zip(weights(wide), weights(narrow), strict=True):
+        torch.testing.assert_close(b, 0.5 * a)
     run = new_run(digits, "linbreg", reg="l1_pos")
     assert all(w.min() == 0.0 and w.max() > 0.0 for w in weights(run))
     run = new_run(digits, "linbreg", reg="l1_l2", density=0.25)
@@ -132,6 +135,8 @@ def small(monkeypatch) -> None:
         "adabreg --target-sparsity 0.6 --control feedback",
         "proxsgd --reg l1_l2",
         "proxsgd --target-sparsity 0.6",
+        "adabreg --target-sparsity 0.6 --control feedback --feedback-gain 50",
+        "adabreg --init-gain 0.5",
         "adamw --sparse-method gmp",
         "sgd --sparse-method gmp --weight-distribution erk",
     ],

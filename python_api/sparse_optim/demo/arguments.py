@@ -157,11 +157,14 @@ OPTIMIZER_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
      f"of lam, every {CONTROL_EVERY} steps, with coarse steps after each phase: quantile chooses "
      "it for exactly the wanted number of weights; feedback raises it while there are too many and "
      "lowers it while there are too few"),
+    ("feedback-gain", {"type": number(0.0, strict=True)},
+     "of feedback: lam changes by the factor 1 + gain |gap|"),
     ("delta", {"type": number(0.0, strict=True)}, "step size factor of the nonzero weights"),
     ("coarse-steps", {"type": integer(0), "metavar": "N"},
      "steps on the nonzero weights per full step"),
     ("density", {"type": number(0.0, 1.0, strict=True)},
      "fraction of nonzero weights at the start"),
+    ("init-gain", {"type": number(0.0, strict=True)}, "factor on the weights at the start"),
 )  # fmt: skip
 
 _DEFAULT_WORDS = {

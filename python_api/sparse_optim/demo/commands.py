@@ -189,8 +189,10 @@ def check_train(options: TrainOptions) -> None:
         raise UserError(
             f"--data-dir is no option of --data {options.data}, which {source} brings along"
         )
-    if options.load is not None and "density" in options.recipe.options:
-        raise UserError("--density is of new weights: it does not go with --load")
+    for name in ("density", "init_gain"):
+        if options.load is not None and name in options.recipe.options:
+            shown = name.replace("_", "-")
+            raise UserError(f"--{shown} is of new weights: it does not go with --load")
     checkpoint.check_folder(options.save)
 
 

@@ -58,10 +58,11 @@ _DIRECTIONS = {
 }  # fmt: skip
 _REGULARIZER = {
     "reg": "l1", "groups": None, "block": None, "l1_ratio": 0.5, "weight_decay": 0.0,
-    "target_sparsity": None,
+    "target_sparsity": None, "feedback_gain": regularized.FEEDBACK_GAIN,
 }  # fmt: skip
 _BREGMAN = {
     **_REGULARIZER, "control": "quantile", "delta": 1.0, "coarse_steps": 0, "density": None,
+    "init_gain": 1.0,
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": _SGD,

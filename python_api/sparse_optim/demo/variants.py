@@ -62,6 +62,11 @@ _NEEDS: tuple[tuple[str, Test, str], ...] = (
     ("block", lambda o: o["groups"] == "blocks", "needs --groups blocks"),
     ("l1_ratio", lambda o: o["reg"] == "sparse_group", "needs --reg sparse_group"),
     ("control", lambda o: o["target_sparsity"] is not None, "needs --target-sparsity"),
+    (
+        "feedback_gain",
+        lambda o: o["target_sparsity"] is not None and o["control"] == "feedback",
+        "needs --target-sparsity and --control feedback",
+    ),
 )
 
 
