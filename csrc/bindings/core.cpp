@@ -11,6 +11,7 @@
 #include "../core/normal.h"
 #include "../core/philox.h"
 #include "../core/simd_philox.h"
+#include "harness_groups.h"
 #include "harness_ops.h"
 #include "harness_ranked.h"
 
@@ -75,7 +76,7 @@ void narrow(Address in, int64_t n, Address out) {
 
 Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, Address backup,
                 Address ranks, int64_t capacity, uint32_t uid, Address input, int64_t input_numel,
-                int64_t first, int64_t cols) {
+                int64_t first, int64_t cols, int64_t height, int64_t width) {
   Segment s;
   s.numel = numel;
   if (data.size() > kMaxStreams) throw std::invalid_argument("too many streams");
@@ -89,6 +90,8 @@ Segment segment(int64_t numel, const std::vector<Address>& data, Address mask, A
   s.input_numel = input_numel;
   s.first = first;
   s.cols = cols;
+  s.height = height;
+  s.width = width;
   return s;
 }
 
@@ -128,7 +131,8 @@ void bind_types(py::module_& m) {
       .def(py::init(&segment), py::arg("numel"), py::arg("data"), py::kw_only(),
            py::arg("mask") = 0, py::arg("backup") = 0, py::arg("ranks") = 0,
            py::arg("capacity") = 0, py::arg("uid") = 0, py::arg("input") = 0,
-           py::arg("input_numel") = 0, py::arg("first") = 0, py::arg("cols") = 0);
+           py::arg("input_numel") = 0, py::arg("first") = 0, py::arg("cols") = 0,
+           py::arg("height") = 0, py::arg("width") = 0);
   py::class_<Run>(m, "Run").def(
       py::init([](std::vector<Segment> segments, bool backed, std::vector<int64_t> chunks) {
         return Run{std::move(segments), backed, std::move(chunks)};
@@ -223,6 +227,11 @@ void bind_harness(py::module_& m) {
                                  at<float>(bias2_sqrts),
                                  last_row};
     return adabreg(run, dtype, dual, counts, scalars, at<int64_t>(live));
+  });
+  m.def("prox_group", [](const Run& run, const std::string& dtype, Address thresholds, double lam,
+                         double delta, bool nonnegative, const std::array<Address, 3>& out) {
+    const ProxResults results{at<int64_t>(out[0]), at<int64_t>(out[1]), at<double>(out[2])};
+    return prox_group(run, dtype, at<float>(thresholds), lam, delta, nonnegative, results);
   });
   m.def("zo_combine",
         [](const Run& run, const std::string& dtype, const std::string& source,

@@ -27,7 +27,8 @@ VECTOR_WRITES = ("MaskApply<unsigned short", "MaskApply<unsigned int", "MaskAppl
 VECTOR_BOTH = (
     "MaskedPerturb<float", "Restore<unsigned int", "Restore<unsigned long", "LinBregStep<float",
     "RestoreSgd<float", "RestoreSgd<bf16", "RestoreSgd<f16", "RestoreAdamw<float",
-    "AdaBregStep<float", "Drawn<ZoCombine<float", "MaskedPerturb<bf16", "MaskedPerturb<f16",
+    "AdaBregStep<float", "ProxLists<float", "Drawn<ZoCombine<float", "MaskedPerturb<bf16",
+    "MaskedPerturb<f16",
     "Restore<unsigned short", "Drawn<ZoCombine<bf16, bf16, false>, Signs",
     "Drawn<ZoCombine<f16, f16, false>, Signs", "Drawn<ZoCombine<bf16, InPlace, false",
     "Drawn<ZoCombine<f16, InPlace, false",
