@@ -73,6 +73,11 @@ def steps(tensors: list[Tensor], grads: list[Tensor], mask: list[Tensor] | None)
     sk.adabreg_step_(
         tensors, grads, *state[:1], *state[2:], 0.1, 0.5, step=1, counts=counts, active=mask
     )
+    for height, most in ((1, 2**16), (1, 2**17), (4, 7)):
+        tilings = [sk.Tiling(c, height, min(c, most)) for c in COLUMNS]
+        alive = [t.new_empty(w.groups(t.numel()), dtype=torch.uint8)
+                 for t, w in zip(tensors, tilings, strict=True)]  # fmt: skip
+        sk.prox_group_(tensors, state[0], tilings, 0.01, 0.001, alive=alive)
     shards = [5 + 131 * i for i in range(len(tensors))]
     masters = [t.float() for t in tensors]
     sumsq = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
