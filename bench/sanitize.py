@@ -76,6 +76,14 @@ def steps(tensors: list[Tensor], grads: list[Tensor], mask: list[Tensor] | None)
     sk.linbreg_step_(tensors, grads, state[0], 0.1, 0.5, dual_leak=0.1, fine_scale=2.0)
     sk.linbreg_step_(tensors, grads, state[0], 0.1, 0.5, readout=False, active=mask)
     sk.adabreg_step_(tensors, grads, *state[:1], *state[2:], 0.1, 0.5, step=2, readout=False)
+    for height, most in ((1, 2**16), (1, 2**17), (4, 7)):
+        tilings = [sk.Tiling(c, height, min(c, most)) for c in COLUMNS]
+        alive = [t.new_empty(w.groups(t.numel()), dtype=torch.uint8)
+                 for t, w in zip(tensors, tilings, strict=True)]  # fmt: skip
+        sk.prox_group_(tensors, state[0], tilings, 0.01, 0.001, alive=alive)
+    index = sk.mask_index(sk.live_mask(state[0], 0.01))
+    for runs in (None, [1] * len(tensors)):
+        sk.scatter_entries_(tensors, index, sk.gather_entries(tensors, index, runs), runs)
     shards = [5 + 131 * i for i in range(len(tensors))]
     masters = [t.float() for t in tensors]
     sumsq = torch.zeros((), dtype=torch.float64, device=tensors[0].device)

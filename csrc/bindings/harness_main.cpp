@@ -9,6 +9,7 @@
 #include "harness_choices.h"
 #include "harness_entries.h"
 #include "harness_lists.h"
+#include "harness_tiles.h"
 #include "harness_zo.h"
 
 namespace {
@@ -170,6 +171,9 @@ int main() {
     ranked_ops<float>(4 * shift, random);
     ranked_ops<bf16>(2 * shift, random);
     ranked_ops<f16>(2 * shift, random);
+    prox_groups<float>(4 * shift, random);
+    prox_groups<bf16>(2 * shift, random);
+    prox_groups<f16>(2 * shift, random);
     count_masks(size_t(shift), random);
     apply_masks<uint16_t>(2 * shift, random);
     apply_masks<uint32_t>(4 * shift, random);

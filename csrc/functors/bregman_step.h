@@ -56,7 +56,9 @@ SK_HD O shrink(O dual, O lower, O lam) {
 template <class O>
 struct Readout {
   O lam, lower, delta, decay, leak = O(0), fine_scale = O(1);
-  bool rests = leak != O(0) || fine_scale != O(1);  // one flag: two comparisons spill on sm_90
+  // not 0: inactive entries do something of their own; one flag, as two comparisons spill on sm_90,
+  // and a number, as g++ cannot join a bool with the comparisons of a vector
+  O rests = leak != O(0) || fine_scale != O(1) ? O(1) : O(0);
 
   // without a threshold a choice: the subtraction would turn -0.0 into +0.0
   SK_HD O proximal(O x) const {
@@ -85,12 +87,14 @@ struct Readout {
       const O old = dual, shrunk = shrink(old, lower, lam);
       const O theta = kDual == Dual::kGiven ? param : delta * shrunk;
       const bool dead = (kDual == Dual::kGiven ? param : shrunk) == O(0);
-      dual = stepped<kDecayFirst>(old, theta, moved);
-      if (rests) {
+      const O plain = stepped<kDecayFirst>(old, theta, moved);
+      O next = plain;
+      if (rests != O(0)) {
         const O rested = inactive(stepped<kDecayFirst>(old, theta, fine_scale * moved), old, moved);
-        dual = dead ? rested : dual;
+        next = dead ? rested : plain;
       }
-      return read_out<kDual>(dual, param);
+      dual = next;  // a store under the condition would keep the loop from being vectorised
+      return read_out<kDual>(next, param);
     }
   }
   template <Dual kDual, class Param>
@@ -126,7 +130,7 @@ struct LinBregStep {
   struct Functor : AlwaysEnabled {
     Readout<Math> readout;
     Math sign, beta, gain, step;  // sign -1 maximises; gain scales the gradient in the buffer
-    bool nesterov;
+    Math nesterov;  // 0 or 1
 
     SK_HD int32_t move(Value& param, Math& dual, Math d) const {
       return readout.template update<kDual, false>(param, dual, step * d);
@@ -135,7 +139,7 @@ struct LinBregStep {
     SK_HD Math direction(Math grad, Math& buffer) const {
       const Math g = sign * grad;
       buffer = beta * buffer + gain * g;
-      return nesterov ? g + beta * buffer : buffer;
+      return nesterov != Math(0) ? g + beta * buffer : buffer;
     }
     SK_HD int32_t operator()(Value& param, Math grad) const
       requires(kOwn && !kMomentum)
