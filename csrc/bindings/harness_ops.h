@@ -89,7 +89,7 @@ inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool 
         op.functor.beta = x.beta;
         op.functor.gain = x.gain;
         op.functor.step = x.step;
-        op.functor.nesterov = x.nesterov;
+        op.functor.nesterov = choice(x.nesterov);
         return for_each(op, run, nullptr, live);
       });
     });

@@ -94,7 +94,7 @@ SK_HD void fetch_ahead(const O* next, int half) {
 
 // next: of duals that are wanted afterwards
 template <class O>
-SK_HD void squares_of(const ProxGroup<O>& op, const O* duals, int64_t n, const O* next, O* out) {
+SK_HD void squares_of(ProxGroup<O> op, const O* duals, int64_t n, const O* next, O* out) {
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t end = n - first < kBlock ? n : first + kBlock;
     fetch_ahead(next + first, 0);
@@ -148,25 +148,30 @@ SK_HD void spread(const O* factors, int64_t count, int64_t width, O* out) {
   }
 }
 
-// theta of n consecutive entries; kShared: all have the first factor, which is not 0
+// theta of n <= kBlock consecutive entries, and +0.0 up to a whole vector; kShared: all have the
+// first factor, which is not 0
 template <bool kShared, class O>
-SK_HD void read_out(const ProxGroup<O>& op, const O* duals, const O* factors, int n, O* out,
+SK_HD void read_out(ProxGroup<O> op, const O* duals, const O* factors, int n, O* out,
                     Found& found) {
   const O shared = factors[0];
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     out[i] = kShared ? op.theta(duals[i], shared) : op.readout(duals[i], factors[i]);
   }
-  // in a loop of its own: in the one above the sums would stand in memory
-  std::conditional_t<sizeof(O) == 8, int64_t, int32_t> live = 0;
-  O entries = 0;
-#pragma omp simd reduction(+ : live, entries)
-  for (int i = 0; i < n; ++i) {
-    live += out[i] != O(0);
-    entries += out[i] < O(0) ? -out[i] : out[i];
+  for (int i = n; i % kShort != 0; ++i) out[i] = O(0);
+  using V = Vector<O, kShort>;
+  V entries{};
+  decltype(entries != entries) live{};
+  for (int i = 0; i < n; i += kShort) {
+    V theta;
+    std::memcpy(&theta, out + i, sizeof(theta));
+    live -= theta != O(0);  // true is -1
+    entries += theta < O(0) ? -theta : theta;
   }
-  found.live += live;
-  found.entries += double(entries);
+  int64_t count = 0;
+  for (int i = 0; i < kShort; ++i) count += live[i];
+  found.live += count;
+  found.entries += double(tree_sum<O, kShort>(entries));
 }
 
 // Consecutive entries of one row to memory, through a buffer in L1 so that they can be streamed.
@@ -189,16 +194,20 @@ SK_HD void write_entries(const ProxGroup<O>& op, const O* duals, const O* factor
     } else if (!dead) {
       read_out<kShared>(op, duals + first, factor, int(size), theta, found);
     }
-    const char* out = reinterpret_cast<const char*>(theta);
-    if constexpr (!std::is_same_v<T, O>) {
+    const T* out;
+    if constexpr (std::is_same_v<T, O>) {
+      out = theta;
+    } else {
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) narrow[i] = store<T>(theta[i]);
-      out = reinterpret_cast<const char*>(narrow);
+      out = narrow;
     }
-    const size_t bytes = size_t(size) * sizeof(T), lines = bytes / kStreamAlign * kStreamAlign;
-    char* to = reinterpret_cast<char*>(params + first);
-    copy_out(to, out, lines, stream);
-    if (lines < bytes) std::memcpy(to + lines, out + lines, bytes - lines);
+    // std::copy: the compiler puts a slow string instruction for a memcpy of this size
+    constexpr int64_t kLineEntries = int64_t(kStreamAlign / sizeof(T));
+    const int64_t whole =
+        stream && aligned(params + first) ? size / kLineEntries * kLineEntries : 0;
+    if (whole > 0) stream(params + first, out, size_t(whole) * sizeof(T));
+    std::copy(out + whole, out + size, params + first + whole);
   }
 }
 
@@ -214,19 +223,25 @@ SK_HD void each_run(const Tile& tile, int64_t cols, int64_t begin, int64_t end, 
   }
 }
 
-// Sum of the squares of entries [begin, end), part of one chunk of the group.
+// Sum of the squares of entries [begin, end): at most a chunk, begin a multiple of one.
 template <class O>
-SK_CLONES O sum_entries(const ProxGroup<O>& op, const O* duals, const Tile& tile, int64_t cols,
+SK_CLONES O sum_entries(ProxGroup<O> op, const O* duals, const Tile& tile, int64_t cols,
                         int64_t begin, int64_t end, O* lanes) {
-  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = O(0);
+  for (int64_t i = end - begin; i < kLanes; ++i) lanes[i] = O(0);
   each_run(tile, cols, begin, end, [&](int64_t at, int64_t place, int64_t n) SK_INLINED {
     for (int64_t i = 0; i < n;) {
       O* lane = lanes + (at + i) % kLanes;
       const int64_t room = kBlock - (at + i) % kBlock, m = room < n - i ? room : n - i;
       const O* x = duals + place + i;
+      const ProxGroup<O> own = op;
       fetch_ahead(x + n, 0);
+      if (at + i < begin + kLanes) {
 #pragma omp simd
-      for (int64_t j = 0; j < m; ++j) lane[j] = lane[j] + op.square(x[j]);
+        for (int64_t j = 0; j < m; ++j) lane[j] = own.square(x[j]);
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < m; ++j) lane[j] = lane[j] + own.square(x[j]);
+      }
       i += m;
     }
   });

@@ -23,6 +23,7 @@
 
 #include <type_traits>
 
+#include "../core/choice.h"
 #include "streams.h"
 
 namespace sk {
@@ -56,27 +57,26 @@ SK_HD O shrink(O dual, O lower, O lam) {
 template <class O>
 struct Readout {
   O lam, lower, delta, decay, leak = O(0), fine_scale = O(1);
-  // not 0: inactive entries do something of their own; one flag, as two comparisons spill on sm_90,
-  // and a number, as g++ cannot join a bool with the comparisons of a vector
-  O rests = leak != O(0) || fine_scale != O(1) ? O(1) : O(0);
+  Choice decays = choice(decay != O(0)), thresholds = choice(lam != O(0) || lower != O(0));
+  Choice leaks = choice(leak != O(0)), scales = choice(fine_scale != O(1));
+  Choice rests = leaks | scales;  // inactive entries do something of their own
 
   // without a threshold a choice: the subtraction would turn -0.0 into +0.0
   SK_HD O proximal(O x) const {
     const O shrunk = shrink(x, lower, lam);
-    return lam != O(0) || lower != O(0) ? shrunk : x;
+    return choose(thresholds, shrunk, x);
   }
   template <bool kDecayFirst>
   SK_HD O stepped(O dual, O theta, O moved) const {
     const O from = kDecayFirst ? dual : dual - moved;
-    const O decayed = decay != O(0) ? from - decay * theta : from;
+    const O decayed = choose(decays, from - decay * theta, from);
     return kDecayFirst ? decayed - moved : decayed;
   }
   // what an inactive entry does beside the step; old is its dual before
   SK_HD O inactive(O dual, O old, O moved) const {
     const O leaked = dual - leak * old, reach = abs(moved);
-    const O kept = leak != O(0) ? leaked : dual;
-    const O capped = clamp(kept, lower - reach, lam + reach);
-    return fine_scale != O(1) ? capped : kept;
+    const O kept = choose(leaks, leaked, dual);
+    return choose(scales, clamp(kept, lower - reach, lam + reach), kept);
   }
   template <Dual kDual, bool kDecayFirst, class Param>
   SK_HD int32_t update(Param& param, O& dual, O moved) const {
@@ -89,9 +89,9 @@ struct Readout {
       const bool dead = (kDual == Dual::kGiven ? param : shrunk) == O(0);
       const O plain = stepped<kDecayFirst>(old, theta, moved);
       O next = plain;
-      if (rests != O(0)) {
+      if (worth_computing(rests)) {
         const O rested = inactive(stepped<kDecayFirst>(old, theta, fine_scale * moved), old, moved);
-        next = dead ? rested : plain;
+        next = choose(rests, dead ? rested : plain, plain);
       }
       dual = next;  // a store under the condition would keep the loop from being vectorised
       return read_out<kDual>(next, param);
@@ -130,7 +130,7 @@ struct LinBregStep {
   struct Functor : AlwaysEnabled {
     Readout<Math> readout;
     Math sign, beta, gain, step;  // sign -1 maximises; gain scales the gradient in the buffer
-    Math nesterov;  // 0 or 1
+    Choice nesterov;
 
     SK_HD int32_t move(Value& param, Math& dual, Math d) const {
       return readout.template update<kDual, false>(param, dual, step * d);
@@ -139,7 +139,7 @@ struct LinBregStep {
     SK_HD Math direction(Math grad, Math& buffer) const {
       const Math g = sign * grad;
       buffer = beta * buffer + gain * g;
-      return nesterov != Math(0) ? g + beta * buffer : buffer;
+      return choose(nesterov, g + beta * buffer, buffer);
     }
     SK_HD int32_t operator()(Value& param, Math grad) const
       requires(kOwn && !kMomentum)

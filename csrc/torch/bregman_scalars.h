@@ -40,7 +40,7 @@ typename LinBregStep<T, kDual, kMomentum>::Functor linbreg_functor(
   f.beta = O(momentum);
   f.gain = O(ema ? (1.0 - momentum) * lr : 1.0);
   f.step = O(ema ? scale : lr * scale);
-  f.nesterov = nesterov;
+  f.nesterov = choice(nesterov);
   return f;
 }
 

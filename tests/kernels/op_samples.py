@@ -136,10 +136,6 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
             (a, duals, [], [5, 3, 7, 1], [1, 1, 1, 1], [5, 3, 7, 1], thresholds, 0.0, 1.0, False),
             (a, duals, alive, [5, 3, 7, 1], [1, 2, 2, 9], [5, 2, 3, 1], thresholds, 0.2, 1.5, True),
         ],
-        "prox_group_": [
-            (a, duals, [], [5, 3, 7, 1], [1, 1, 1, 1], [5, 3, 7, 1], thresholds, 0.0, 1.0, False),
-            (a, duals, alive, [5, 3, 7, 1], [1, 2, 2, 9], [5, 2, 3, 1], thresholds, 0.2, 1.5, True),
-        ],
     }[op]  # fmt: skip
 
 
