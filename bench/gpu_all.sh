@@ -45,4 +45,8 @@ for dtype in fp32 bf16; do
 done
 step bench-zo 600 python3 -m bench --suite zo --device cuda --backend all --elements 67108864 \
   --csv "$OUT/gpu_zo.csv"
+for dtype in fp32 bf16; do
+  step "bench-bregman-$dtype" 400 python3 -m bench --suite bregman --device cuda --backend all \
+    --dtype $dtype --elements 67108864 --csv "$OUT/gpu_bregman.csv"
+done
 exit $status

@@ -53,6 +53,8 @@ def selections(tensors: list[Tensor], grads: list[Tensor], masks: list[Tensor]) 
             sk.mask_topk(scores, total // 3, **chosen)
             out = [m.clone() for m in masks]
             sk.mask_topk(scores, [n // 2 for n in SIZES], out=out, **chosen)
+        if rank["kind"] != "random":
+            sk.kth_largest(scores, total // 3, **rank)
         sk.mask_topk(scores, total // 2, **rank)
         for axis in ("in", "out"):
             sk.mask_nm(matrices, 2, 4, axis, **rank)

@@ -4,7 +4,7 @@
     python -m bench.tables --check    exit code 1 if a block differs from its results
 
 A block begins with ``<!-- table KIND PATH -->``, KIND one of ``COLUMNS``, and ends with
-``<!-- end -->``.
+``<!-- end -->``. Columns without a value are left out.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def table(kind: str, path: Path) -> str:
     """Markdown table of a stored CSV, and one line that says where the numbers are from."""
     with path.open(newline="") as f:
         rows = list(csv.DictReader(f))
-    columns = COLUMNS[kind]
+    shown = COLUMNS[kind].items()
+    columns = {name: how for name, how in shown if any(row[name] for row in rows)}
     lines = ["| " + " | ".join(h for h, _ in columns.values()) + " |"]
     lines.append("|" + "---|" * len(columns))
     for row in rows:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD
 
 from bench import __main__ as bench
-from bench import cases, tables, zo_cases
+from bench import bregman_cases, cases, tables, zo_cases
 
 TINY = ["--suite", "zo", "--elements", "4096", "--rounds", "1", "--no-compile"]
 
@@ -171,3 +171,36 @@ def test_zosam_baselines_ascend_by_rho():
         moved = [p - s for p, s in zip(params, data.params, strict=True)]
         length = torch.cat(moved).norm().item()
         assert length == pytest.approx(zo_cases.RHO, rel=1e-5)
+
+
+# Bregman steps -------------------------------------------------------------------------------
+
+
+def test_bregman_rows_have_their_bytes_and_baselines(tmp_path):
+    path = tmp_path / "rows.csv"
+    bench.main(["--suite", "bregman", *TINY[2:], "--csv", str(path)])
+    with path.open(newline="") as f:
+        rows = {r["op"]: r for r in csv.DictReader(f)}
+    moved = {op: float(r["bytes_per_element"]) for op, r in rows.items()}
+    assert moved["linbreg"] == 16
+    assert moved["adabreg"] == 32
+    assert moved["linbreg rows of 64"] == 20
+    assert moved["coarse linbreg, dense gradient"] == 1.0
+    for op, r in rows.items():
+        assert bool(r["x_dense"]) == op.startswith("coarse")
+        assert float(r["x_eager"]) > 0
+
+
+def test_coarse_steps_leave_the_weights_of_dense_steps():
+    """Learning rates of 1e-7 hardly move a weight: support and values are those of the duals."""
+    data = cases.Data.make(1, 4096, torch.float32, "cpu")
+    for rows in (False, True):
+        case = bregman_cases.coarse(data, bregman_cases.LinBreg, {}, "dense gradient", rows)
+        case.fused("auto")
+        coarse = data.params[0].clone()
+        data.params[0].fill_(7.0)
+        case.dense("auto")
+        assert 0.02 < (coarse != 0).float().mean() < 0.1
+        assert torch.equal(coarse != 0, data.params[0] != 0)
+        if not rows:  # rows are shrunk by their norm, entries by lam
+            torch.testing.assert_close(coarse, data.params[0], rtol=0, atol=5e-6)

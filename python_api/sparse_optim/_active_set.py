@@ -113,6 +113,8 @@ class ActiveSet:
     def locate(self, group: dict[str, Any], params: Iterable[Tensor], state: State) -> None:
         """Find the active entries of parameters that are not known here yet."""
         new = [p for p in params if p not in self.counts]
+        if not new:
+            return
         runs = {p: entries_per_unit(group, p) for p in new}
         # sizes come to the host, which a graph under capture cannot wait for
         indexed = [p for p in new if self.compact and runs[p] is not None and _may_wait(p)]

@@ -49,7 +49,9 @@ def tile_of(group, rows, cols, tall, wide, TILED: tl.constexpr):
 @triton.jit
 def factor_of(norm, threshold):
     """What the entries of a group are multiplied by, or DEAD; NaN for a norm that is NaN."""
-    return tl.where(norm <= threshold, DEAD, 1.0 - tl.math.div_rn(threshold, norm))
+    dead = norm <= threshold
+    divisor = tl.where(dead, 1.0, norm)  # a group of zeros would divide by 0
+    return tl.where(dead, DEAD, 1.0 - tl.math.div_rn(threshold, divisor))
 
 
 @triton.jit

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from bregman_cases import OPTIMIZERS, REGS, drive, group_sums, weight
 from optim_cases import assert_same_bits, through_disk
+from regularizer_cases import OPTIMIZERS, REGS, drive, group_sums, weight
 from sparse_optim import AdaBreg, LinBreg
 from torch import nn
 

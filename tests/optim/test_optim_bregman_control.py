@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 import torch
-from bregman_cases import group_sums, weight
 from optim_cases import assert_same_bits, birth, run, through_disk, zero_param
+from regularizer_cases import group_sums, weight
 from sparse_optim import (
     AdaBreg,
     CubicRamp,

@@ -2,8 +2,17 @@
 
 import pytest
 import torch
-from bregman_cases import ENTRIES, GROUPED, OPTIMIZERS, REGS, drive, group_sums, threshold, weight
 from optim_cases import assert_same_bits, shrink
+from regularizer_cases import (
+    ENTRIES,
+    GROUPED,
+    OPTIMIZERS,
+    REGS,
+    drive,
+    group_sums,
+    threshold,
+    weight,
+)
 from sparse_optim import LinBreg
 from torch import nn
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bregman_cases import REGS, drive, weight
 from optim_cases import assert_same_bits, batch, cross_entropy, sparse_model, through_disk
+from regularizer_cases import REGS, drive, weight
 from sparse_optim import AdaBreg, LinBreg, ProxSGD, bregman_param_groups
 from torch import nn
 

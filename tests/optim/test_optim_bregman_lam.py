@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from bregman_cases import GROUPED, REGS, drive, group_sums, threshold, weight
 from optim_cases import assert_same_bits, shrink
+from regularizer_cases import GROUPED, REGS, drive, group_sums, threshold, weight
 from sparse_optim import LinBreg, ProxSGD
 from torch import nn
 

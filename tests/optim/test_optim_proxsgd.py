@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bregman_cases import GROUPED, REGS, group_sums, threshold, weight
 from optim_cases import assert_same_bits, run, shrink, zero_param
+from regularizer_cases import GROUPED, REGS, group_sums, threshold, weight
 from sparse_optim import LinBreg, ProxSGD
 from torch import nn
 from torch.optim import SGD
