@@ -278,3 +278,15 @@ def test_summary_has_the_costs():
 
 def test_examples():
     assert doctest.testmod(report).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "slack"),
+    [
+        ("bregman_digits", "test_accuracy_percent", 0.011),
+        ("bregman_digits_sensitivity", "test_accuracy_percent", 0.011),
+        ("bregman_stdlib", "bits_per_character", 1e-4),
+    ],
+)
+def test_stored_summary_is_that_of_the_stored_runs(name, result, slack):
+    check_summary(RESULTS, name, result, slack)
