@@ -78,7 +78,7 @@ struct Readout {
     const O kept = choose(leaks, leaked, dual);
     return choose(scales, clamp(kept, lower - reach, lam + reach), kept);
   }
-  template <Dual kDual, bool kDecayFirst, class Param>
+  template <Dual kDual, bool kDecayFirst, bool kRests, class Param>
   SK_HD int32_t update(Param& param, O& dual, O moved) const {
     if constexpr (kDual == Dual::kOwn) {
       param = proximal(stepped<kDecayFirst>(param, param, moved));
@@ -89,7 +89,7 @@ struct Readout {
       const bool dead = (kDual == Dual::kGiven ? param : shrunk) == O(0);
       const O plain = stepped<kDecayFirst>(old, theta, moved);
       O next = plain;
-      if (worth_computing(rests)) {
+      if (kRests && worth_computing(rests)) {
         const O rested = inactive(stepped<kDecayFirst>(old, theta, fine_scale * moved), old, moved);
         next = choose(rests, dead ? rested : plain, plain);
       }
@@ -113,7 +113,8 @@ template <class T, Dual kDual>
 using ParamStream = std::conditional_t<kDual == Dual::kOwn, InOut<T>,
                                        std::conditional_t<kDual == Dual::kShrunk, Out<T>, In<T>>>;
 
-template <class T, Dual kDual, bool kMomentum>
+// kRests: inactive entries may do something of their own; where they do not, a shorter loop.
+template <class T, Dual kDual, bool kMomentum, bool kRests = true>
 struct LinBregStep {
   using Math = opmath_t<T>;
   using Param = ParamStream<T, kDual>;
@@ -133,7 +134,7 @@ struct LinBregStep {
     Choice nesterov;
 
     SK_HD int32_t move(Value& param, Math& dual, Math d) const {
-      return readout.template update<kDual, false>(param, dual, step * d);
+      return readout.template update<kDual, false, kRests>(param, dual, step * d);
     }
     SK_HD Math direction(Math grad) const { return sign * grad; }
     SK_HD Math direction(Math grad, Math& buffer) const {
@@ -195,7 +196,7 @@ struct AdaBregStep {
       a = a + (g - a) * one_minus_beta1;
       u = u * beta2 + (one_minus_beta2 * g) * g;
       const Math denominator = sqrt(u) / bias2_now + eps;
-      return readout.template update<kDual, true>(param, dual, (step_now * a) / denominator);
+      return readout.template update<kDual, true, true>(param, dual, (step_now * a) / denominator);
     }
     SK_HD int32_t row(int32_t& count) const {
       count = count + 1;

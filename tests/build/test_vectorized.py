@@ -40,5 +40,5 @@ def test_every_step_is_vectorised(tmp_path):
         )
         if int(line) in names
     }
-    assert len(names) == 10
+    assert len(names) == 11
     assert loops == dict.fromkeys(names.values(), 1)

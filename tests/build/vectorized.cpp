@@ -18,14 +18,15 @@ template <class Op, class... X>
 using F = float*;
 using sk::Dual;
 
-template <Dual kDual, bool kMomentum>
-using LinBreg = sk::LinBregStep<float, kDual, kMomentum>;
+template <Dual kDual, bool kMomentum, bool kRests = true>
+using LinBreg = sk::LinBregStep<float, kDual, kMomentum, kRests>;
 template <Dual kDual, bool kCounts>
 using AdaBreg = sk::AdaBregStep<float, kDual, kCounts>;
 
 using OwnLin = LinBreg<Dual::kOwn, false>;
 using OwnMomentum = LinBreg<Dual::kOwn, true>;
 using ShrunkLin = LinBreg<Dual::kShrunk, false>;
+using PlainLin = LinBreg<Dual::kShrunk, false, false>;
 using ShrunkMomentum = LinBreg<Dual::kShrunk, true>;
 using GivenLin = LinBreg<Dual::kGiven, false>;
 using GivenMomentum = LinBreg<Dual::kGiven, true>;
@@ -38,6 +39,7 @@ using GivenAda = AdaBreg<Dual::kGiven, false>;
 SK_TARGET void own_lin(const OwnLin::Functor& f, int n, int* r, F p, F g) { loop<OwnLin>(f, n, r, p, g); }
 SK_TARGET void own_momentum(const OwnMomentum::Functor& f, int n, int* r, F p, F g, F b) { loop<OwnMomentum>(f, n, r, p, g, b); }
 SK_TARGET void shrunk_lin(const ShrunkLin::Functor& f, int n, int* r, F p, F g, F v) { loop<ShrunkLin>(f, n, r, p, g, v); }
+SK_TARGET void plain_lin(const PlainLin::Functor& f, int n, int* r, F p, F g, F v) { loop<PlainLin>(f, n, r, p, g, v); }
 SK_TARGET void shrunk_momentum(const ShrunkMomentum::Functor& f, int n, int* r, F p, F g, F v, F b) { loop<ShrunkMomentum>(f, n, r, p, g, v, b); }
 SK_TARGET void given_lin(const GivenLin::Functor& f, int n, int* r, F p, F g, F v) { loop<GivenLin>(f, n, r, p, g, v); }
 SK_TARGET void given_momentum(const GivenMomentum::Functor& f, int n, int* r, F p, F g, F v, F b) { loop<GivenMomentum>(f, n, r, p, g, v, b); }
