@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    check_scalar,
+    check_tensor_list,
+    grouped,
+    opmath_dtype,
+)
 
 
 class Tiling(NamedTuple):
@@ -128,18 +136,18 @@ def prox_group_(
                 [0.0000, 0.0000]])
     """
     op = "prox_group_"
-    args = [
-        ListArg("params", params, mutated=True),
-        ListArg("duals", duals, kind="opmath", optional=False),
-    ]
-    check_lists(op, args)
+    check_tensor_list(op, "params", params)
     tilings = [Tiling(*t) for t in tilings]
     _check_tilings(op, params, tilings)
     check_scalar(op, "lam_groups", lam_groups, 0.0)
     check_scalar(op, "lam", lam, 0.0)
     check_scalar(op, "delta", delta, 0.0, strict=True)
     sizes = [t.groups(p.numel()) for p, t in zip(params, tilings, strict=True)]
-    args.append(ListArg("alive", alive, mutated=True, kind=torch.uint8, sizes=sizes))
+    args = [
+        ListArg("params", params, mutated=True),
+        ListArg("duals", duals, kind="opmath", optional=False),
+        ListArg("alive", alive, mutated=True, kind=torch.uint8, sizes=sizes),
+    ]
     whole = check_lists(op, args)
     parts = []
     for g in grouped(op, backend, args, ordered=True, whole=whole):
