@@ -198,8 +198,29 @@ _FAKES: dict[str, Callable] = {
 }
 
 
+def _alike(op: str, function: Callable) -> Callable:
+    """``function`` for dense tensors of one device.
+
+    A call whose lists nobody has looked at comes to the fake, or to the reference in place of the
+    compiled kernel, where one of its tensors is on meta or sparse.
+    """
+
+    def checked(*args: object) -> object:
+        lists = (a for a in args if isinstance(a, (list, tuple)))
+        tensors = [t for a in lists for t in a if isinstance(t, Tensor)]
+        if len({(t.device, t.layout) for t in tensors}) > 1:
+            raise RuntimeError(f"{COMPILED}::{op}: tensors of several devices or layouts")
+        return function(*args)
+
+    return checked
+
+
 def reference_function(op: str) -> Callable:
     return getattr(reference, op.rstrip("_") + "_ref")
+
+
+def _in_place_of_compiled(op: str) -> Callable:
+    return _alike(op, reference_function(op))
 
 
 def _triton_function(op: str) -> Callable:
@@ -218,12 +239,12 @@ def _register(namespace: str, function_of: Callable[[str], Callable]) -> Library
     for op, (schema, _) in SCHEMAS.items():
         library.define(op + schema)
         library.impl(op, function_of(op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{namespace}::{op}", _FAKES[op], lib=library)
+        torch.library.register_fake(f"{namespace}::{op}", _alike(op, _FAKES[op]), lib=library)
     return library
 
 
 _libraries = [
-    _register(COMPILED, reference_function),
+    _register(COMPILED, _in_place_of_compiled),
     _register(REFERENCE, reference_function),
     _register(TRITON, _triton_function),
 ]

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    check_scalar,
+    checked_by_kernel,
+    grouped,
+    opmath_dtype,
+)
 
 MOMENTUM_FORMS = ("sgd", "ema")
 
@@ -53,6 +61,7 @@ def _scatter_live(parts: list[tuple[list[int], Tensor]], count: int) -> Tensor:
     return live
 
 
+@checked_by_kernel
 def linbreg_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -187,6 +196,7 @@ def _table_rows(step: int, betas: tuple[float, float]) -> int:
     return min(saturated, 1 << (step + 1).bit_length())
 
 
+@checked_by_kernel
 def adabreg_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

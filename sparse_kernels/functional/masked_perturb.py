@@ -12,12 +12,14 @@ from .._check import (
     check_lists,
     check_scalar,
     check_scalar_tensor,
+    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
 from ._backup import BackupArgs
 
 
+@checked_by_kernel
 def masked_perturb_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

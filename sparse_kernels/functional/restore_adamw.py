@@ -6,11 +6,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    check_scalar,
+    checked_by_kernel,
+    grouped,
+    opmath_dtype,
+)
 from ._backup import BackupArgs
 from .restore_sgd import gates_for
 
 
+@checked_by_kernel
 def restore_adamw_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

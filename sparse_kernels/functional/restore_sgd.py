@@ -12,6 +12,7 @@ from .._check import (
     check_lists,
     check_scalar,
     check_scalar_tensor,
+    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
@@ -29,6 +30,7 @@ def gates_for(
     return gates
 
 
+@checked_by_kernel
 def restore_sgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
