@@ -1,9 +1,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
-#include <bit>
-#include <cstring>
 
+#include "../core/simd_pack.h"
 #include "../torch/ranked.h"
 #include "for_each.h"
 #include "ranked.h"
@@ -41,32 +40,44 @@ struct Bins {
   ~Bins() { flush(); }
 };
 
+SK_HD bool all_bits(const uint32_t* words, int n) { return !any_bit(words, n, ~0u); }
+
 template <class Keys>
 SK_CLONES void histogram_chunk(const Source<Keys>& source, const Segment& segment,
                                const Digit& digit, typename Keys::Key prefix, int64_t begin,
                                int64_t end, int32_t* bins) {
   using Key = typename Keys::Key;
+  static const Gather<uint32_t> gather = pick_gather<uint32_t>();
   RankedBlock<Keys> block;
-  alignas(kStreamAlign) int32_t digits[kBlock];
+  alignas(kStreamAlign) uint32_t digits[kBlock], chosen[kBlock + kPackSlack];
+  uint32_t follows[kBlock / 32];
   const bool all = digit.first<Key>();
+  const int above = all ? 0 : digit.shift + digit.bits;
+  const Key low = prefix << above, span = (Key(1) << above) - 1;
+  if (!all && low >> above != prefix) return;  // no key has such a prefix
   for (int64_t first = begin; first < end; first += kBlock) {
     if (!block.open(source, segment, first, end)) continue;
-#pragma omp simd
-    for (int i = 0; i < 32 * block.words; ++i) digits[i] = digit.of(block.keys[i]);
-    for (int w = 0; w < block.words; ++w) {
-      const int32_t* own = digits + 32 * w;
-      uint32_t bits = all ? block.here[w] : block.where(w, [&](Key key) SK_INLINED {
-        return key >> (digit.shift + digit.bits) == prefix;
-      });
-      if (bits == ~0u) {
-        for (int i = 0; i < 32; ++i) ++bins[i % kCopies * kBins + own[i]];
-      } else {
-        for (; bits; bits &= bits - 1) {
-          const int i = std::countr_zero(bits);
-          ++bins[i % kCopies * kBins + own[i]];
-        }
-      }
+    const int n = 32 * block.words;
+    const uint32_t* counted = block.here;
+    if (!all) {
+      block.between(low, span, follows);
+      if (!any_bit(follows, n)) continue;
+      counted = follows;
     }
+#pragma omp simd
+    for (int i = 0; i < n; ++i) digits[i] = uint32_t(digit.of(block.keys[i]));
+    const uint32_t* counted_digits = digits;
+    int count = n;
+    if (!all_bits(counted, n)) {
+      count = gather(digits, counted, n, chosen);
+      counted_digits = chosen;
+    }
+    int i = 0;
+    for (; i + 16 <= count; i += 16) {
+#pragma GCC unroll 16
+      for (int j = 0; j < 16; ++j) ++bins[j % kCopies * kBins + int64_t(counted_digits[i + j])];
+    }
+    for (; i < count; ++i) ++bins[i % kCopies * kBins + int64_t(counted_digits[i])];
   }
 }
 
@@ -77,6 +88,8 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
                               int64_t end) {
   using Key = typename Keys::Key;
   RankedBlock<Keys> block;
+  uint32_t above[kBlock / 32], equal[kBlock / 32];
+  const Key low = threshold + 1;  // 0 where no key is above
   int64_t ties = 0;
   for (int64_t first = begin; first < end; first += kBlock) {
     uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
@@ -84,11 +97,13 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
       if (!accumulate) std::fill(words, words + block.words, 0u);
       continue;
     }
+    block.between(low, ~low, above);
+    block.between(threshold, 0, equal);
     for (int w = 0; w < block.words; ++w) {
-      const uint32_t above = block.where(w, [&](Key key) SK_INLINED { return key > threshold; });
-      ties += popcount(block.where(w, [&](Key key) SK_INLINED { return key == threshold; }));
-      words[w] = accumulate ? words[w] | above : above;
+      const uint32_t bits = low ? above[w] : 0;
+      words[w] = accumulate ? words[w] | bits : bits;
     }
+    if (any_bit(equal, 32 * block.words)) ties += count_ones(equal, 32 * block.words);
   }
   return ties;
 }
@@ -97,15 +112,15 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
 template <class Keys>
 SK_CLONES void ties_chunk(const Source<Keys>& source, const Segment& segment,
                           typename Keys::Key threshold, int64_t left, int64_t begin, int64_t end) {
-  using Key = typename Keys::Key;
   RankedBlock<Keys> block;
+  uint32_t equal[kBlock / 32];
   for (int64_t first = begin; first < end && left > 0; first += kBlock) {
     uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
     if (!block.open(source, segment, first, end)) continue;
+    block.between(threshold, 0, equal);
     for (int w = 0; w < block.words; ++w) {
-      const uint32_t ties = block.where(w, [&](Key key) SK_INLINED { return key == threshold; });
-      words[w] |= first_ones(ties, left);
-      left -= popcount(ties);
+      words[w] |= first_ones(equal[w], left);
+      left -= popcount(equal[w]);
     }
   }
 }

@@ -6,6 +6,7 @@
 
 #include "../core/mask.h"
 #include "../core/segment.h"
+#include "../core/simd_bits.h"
 #include "../core/simd_philox.h"
 #include "../functors/ranked.h"
 #include "block.h"
@@ -39,7 +40,7 @@ SK_HD void fill_keys(const Source<RandomKeys>& source, const Segment& segment, i
   // a block may begin and end within a call's four words
   alignas(kStreamAlign) uint32_t words[kBlock + 4 * kPhiloxGroup];
   const uint64_t global = uint64_t(segment.first + first);
-  const int calls = kBlock / 4 + (global % 4 == 0 ? 0 : kPhiloxGroup);
+  const int calls = (n + int(global % 4) + 3) / 4;
   philox_words<10>(source.rounds, global / 4, 0, 0, calls, words);
   std::copy(words + global % 4, words + global % 4 + n, out);
 }
@@ -57,27 +58,21 @@ struct RankedBlock {
   SK_HD bool open(const Source<Keys>& source, const Segment& segment, int64_t first, int64_t end) {
     const int n = int(std::min<int64_t>(kBlock, end - first));
     words = int(words_of(n));
-    uint32_t any = 0;
-    for (int w = 0; w < words; ++w) {
-      const int left = n - 32 * w;
-      uint32_t bits = left >= 32 ? ~0u : (1u << left) - 1u;
-      if (segment.mask) bits &= segment.mask[first / 32 + w] ^ (source.inverted ? ~0u : 0u);
-      any |= here[w] = bits;
-    }
-    if (!any) return false;
+    const uint32_t flip = source.inverted ? ~0u : 0u;
+    for (int w = 0; w < words; ++w)
+      here[w] = segment.mask ? segment.mask[first / 32 + w] ^ flip : ~0u;
+    here[words - 1] = existing_bits(here[words - 1], n - 32 * (words - 1));
+    if (!any_bit(here, n)) return false;
     fill_keys(source, segment, first, n, keys);
     std::fill(keys + n, keys + 32 * words, Key(0));
     return true;
   }
 
-  // candidates among the 32 entries of word w whose key passes the test
-  template <class Test>
-  SK_HD uint32_t where(int w, const Test& test) const {
-    const Key* own = keys + 32 * w;
-    uint32_t bits = 0;
-#pragma omp simd reduction(| : bits)
-    for (int i = 0; i < 32; ++i) bits |= uint32_t(test(own[i])) << i;
-    return bits & here[w];
+  // bits of the candidates with a key in [low, low + span]
+  SK_HD void between(Key low, Key span, uint32_t* bits) const {
+    static const BitsBetween<Key> bits_between = pick_bits_between<Key>();
+    bits_between(keys, words, low, span, bits);
+    for (int w = 0; w < words; ++w) bits[w] &= here[w];
   }
 };
 
