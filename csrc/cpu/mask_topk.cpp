@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
+#include <cstring>
 
 #include "../core/simd_pack.h"
 #include "../torch/ranked.h"
@@ -11,6 +12,7 @@ namespace sk::cpu {
 
 constexpr int kCopies = 4;  // of a histogram: neighbours in one bin would wait for each other
 constexpr int kBins = 1 << kDigitBits;
+constexpr int kChosen = 4 * kBlock;  // digits of the keys that count, from several blocks
 constexpr int64_t kMostPending = int64_t(1) << 30;  // elements that 32-bit bins surely hold
 
 // A task's histogram of one pool, added to the output when the pool changes and at the end. Sums of
@@ -40,7 +42,20 @@ struct Bins {
   ~Bins() { flush(); }
 };
 
-SK_HD bool all_bits(const uint32_t* words, int n) { return !any_bit(words, n, ~0u); }
+SK_HD bool all_bits(const uint32_t* words, int n) {
+  uint32_t all = ~0u;
+  for (int w = 0; w * 32 < n; ++w) all &= words[w];
+  return all == ~0u;
+}
+
+SK_HD void count_digits(const uint32_t* digits, int n, int32_t* bins) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) ++bins[j % kCopies * kBins + int64_t(digits[i + j])];
+  }
+  for (; i < n; ++i) ++bins[i % kCopies * kBins + int64_t(digits[i])];
+}
 
 template <class Keys>
 SK_CLONES void histogram_chunk(const Source<Keys>& source, const Segment& segment,
@@ -48,37 +63,35 @@ SK_CLONES void histogram_chunk(const Source<Keys>& source, const Segment& segmen
                                int64_t end, int32_t* bins) {
   using Key = typename Keys::Key;
   static const Gather<uint32_t> gather = pick_gather<uint32_t>();
+  static const BitsBetween<typename Keys::Key> compare = pick_bits_between<typename Keys::Key>();
   RankedBlock<Keys> block;
-  alignas(kStreamAlign) uint32_t digits[kBlock], chosen[kBlock + kPackSlack];
+  alignas(kStreamAlign) uint32_t digits[kBlock], chosen[kChosen + kPackSlack];
   uint32_t follows[kBlock / 32];
+  int pending = 0;
   const bool all = digit.first<Key>();
   const int above = all ? 0 : digit.shift + digit.bits;
   const Key low = prefix << above, span = (Key(1) << above) - 1;
   if (!all && low >> above != prefix) return;  // no key has such a prefix
   for (int64_t first = begin; first < end; first += kBlock) {
     if (!block.open(source, segment, first, end)) continue;
-    const int n = 32 * block.words;
     const uint32_t* counted = block.here;
     if (!all) {
-      block.between(low, span, follows);
-      if (!any_bit(follows, n)) continue;
+      block.between(compare, low, span, follows);
+      if (!any_bit(follows, kBlock)) continue;
       counted = follows;
     }
 #pragma omp simd
-    for (int i = 0; i < n; ++i) digits[i] = uint32_t(digit.of(block.keys[i]));
-    const uint32_t* counted_digits = digits;
-    int count = n;
-    if (!all_bits(counted, n)) {
-      count = gather(digits, counted, n, chosen);
-      counted_digits = chosen;
+    for (int i = 0; i < kBlock; ++i) digits[i] = uint32_t(digit.of(block.keys[i]));
+    if (all_bits(counted, kBlock)) {
+      count_digits(digits, kBlock, bins);
+      continue;
     }
-    int i = 0;
-    for (; i + 16 <= count; i += 16) {
-#pragma GCC unroll 16
-      for (int j = 0; j < 16; ++j) ++bins[j % kCopies * kBins + int64_t(counted_digits[i + j])];
-    }
-    for (; i < count; ++i) ++bins[i % kCopies * kBins + int64_t(counted_digits[i])];
+    pending += gather(digits, counted, kBlock, chosen + pending);
+    if (pending <= kChosen - kBlock) continue;
+    count_digits(chosen, pending, bins);
+    pending = 0;
   }
+  count_digits(chosen, pending, bins);
 }
 
 // Writes the bits of the keys above the threshold; returns the number of keys equal to it.
@@ -87,9 +100,11 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
                               typename Keys::Key threshold, bool accumulate, int64_t begin,
                               int64_t end) {
   using Key = typename Keys::Key;
+  static const BitsBetween<typename Keys::Key> compare = pick_bits_between<typename Keys::Key>();
   RankedBlock<Keys> block;
   uint32_t above[kBlock / 32], equal[kBlock / 32];
-  const Key low = threshold + 1;  // 0 where no key is above
+  const Key low = threshold + 1;
+  const uint32_t any_above = low ? ~0u : 0u;
   int64_t ties = 0;
   for (int64_t first = begin; first < end; first += kBlock) {
     uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
@@ -97,13 +112,16 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
       if (!accumulate) std::fill(words, words + block.words, 0u);
       continue;
     }
-    block.between(low, ~low, above);
-    block.between(threshold, 0, equal);
-    for (int w = 0; w < block.words; ++w) {
-      const uint32_t bits = low ? above[w] : 0;
-      words[w] = accumulate ? words[w] | bits : bits;
+    block.between(compare, low, ~low, above);
+    block.between(compare, threshold, 0, equal);
+    uint32_t ones = 0;
+    for (int w = 0; w < block.kWords; ++w) {
+      above[w] &= any_above;
+      ones |= equal[w];
     }
-    if (any_bit(equal, 32 * block.words)) ties += count_ones(equal, 32 * block.words);
+    for (int w = 0; accumulate && w < block.words; ++w) above[w] |= words[w];
+    std::memcpy(words, above, size_t(block.words) * sizeof(uint32_t));
+    if (ones) ties += count_ones(equal, kBlock);
   }
   return ties;
 }
@@ -112,12 +130,13 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
 template <class Keys>
 SK_CLONES void ties_chunk(const Source<Keys>& source, const Segment& segment,
                           typename Keys::Key threshold, int64_t left, int64_t begin, int64_t end) {
+  static const BitsBetween<typename Keys::Key> compare = pick_bits_between<typename Keys::Key>();
   RankedBlock<Keys> block;
   uint32_t equal[kBlock / 32];
   for (int64_t first = begin; first < end && left > 0; first += kBlock) {
     uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
     if (!block.open(source, segment, first, end)) continue;
-    block.between(threshold, 0, equal);
+    block.between(compare, threshold, 0, equal);
     for (int w = 0; w < block.words; ++w) {
       words[w] |= first_ones(equal[w], left);
       left -= popcount(equal[w]);

@@ -45,34 +45,43 @@ SK_HD void fill_keys(const Source<RandomKeys>& source, const Segment& segment, i
   std::copy(words + global % 4, words + global % 4 + n, out);
 }
 
+// Loops over a block have a constant length: what is not there is no candidate.
 template <class Keys>
 struct RankedBlock {
   using Key = typename Keys::Key;
+  static constexpr int kWords = kBlock / 32;
 
-  int words;                   // mask words of the block
-  uint32_t here[kBlock / 32];  // bits of the candidates
+  int words;              // mask words of the block that exist
+  uint32_t here[kWords];  // bits of the candidates
   alignas(kStreamAlign) Key keys[kBlock];
 
   // Reads elements [first, end) or the first kBlock of them; false, and no keys, where none of them
   // is a candidate.
   SK_HD bool open(const Source<Keys>& source, const Segment& segment, int64_t first, int64_t end) {
-    const int n = int(std::min<int64_t>(kBlock, end - first));
-    words = int(words_of(n));
-    const uint32_t flip = source.inverted ? ~0u : 0u;
-    for (int w = 0; w < words; ++w)
-      here[w] = segment.mask ? segment.mask[first / 32 + w] ^ flip : ~0u;
-    here[words - 1] = existing_bits(here[words - 1], n - 32 * (words - 1));
-    if (!any_bit(here, n)) return false;
-    fill_keys(source, segment, first, n, keys);
-    std::fill(keys + n, keys + 32 * words, Key(0));
-    return true;
+    const uint32_t* mask = segment.mask ? segment.mask + first / 32 : nullptr;
+    if (end - first >= kBlock) return read(source, segment, first, mask, kBlock, kWords);
+    const int n = int(end - first);
+    std::fill(here, here + kWords, 0u);
+    std::fill(keys + n, keys + kBlock, Key(0));
+    return read(source, segment, first, mask, n, int(words_of(n)));
   }
 
   // bits of the candidates with a key in [low, low + span]
-  SK_HD void between(Key low, Key span, uint32_t* bits) const {
-    static const BitsBetween<Key> bits_between = pick_bits_between<Key>();
-    bits_between(keys, words, low, span, bits);
-    for (int w = 0; w < words; ++w) bits[w] &= here[w];
+  SK_HD void between(BitsBetween<Key> compare, Key low, Key span, uint32_t* bits) const {
+    compare(keys, kWords, low, span, bits);
+    for (int w = 0; w < kWords; ++w) bits[w] &= here[w];
+  }
+
+ private:
+  SK_HD bool read(const Source<Keys>& source, const Segment& segment, int64_t first,
+                  const uint32_t* mask, int n, int count) {
+    words = count;
+    const uint32_t flip = source.inverted ? ~0u : 0u;
+    for (int w = 0; w < count; ++w) here[w] = mask ? mask[w] ^ flip : ~0u;
+    if (n % 32) here[count - 1] = existing_bits(here[count - 1], n % 32);
+    if (mask && !any_bit(here, kBlock)) return false;
+    fill_keys(source, segment, first, n, keys);
+    return true;
   }
 };
 
