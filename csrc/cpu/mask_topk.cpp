@@ -15,6 +15,18 @@ constexpr int kBins = 1 << kDigitBits;
 constexpr int kChosen = 4 * kBlock;  // digits of the keys that count, from several blocks
 constexpr int64_t kMostPending = int64_t(1) << 30;  // elements that 32-bit bins surely hold
 
+// Adds the copies of a histogram to the output, and clears them.
+SK_CLONES void add_copies(int32_t* copies, int used, int64_t* out) {
+  for (int c = 1; c < kCopies; ++c) {
+#pragma omp simd
+    for (int b = 0; b < used; ++b) copies[b] += copies[c * kBins + b];
+  }
+  for (int b = 0; b < used; ++b) {
+    if (copies[b]) std::atomic_ref<int64_t>(out[b]).fetch_add(copies[b], std::memory_order_relaxed);
+  }
+  std::fill(copies, copies + kCopies * kBins, 0);
+}
+
 // A task's histogram of one pool, added to the output when the pool changes and at the end. Sums of
 // integers: the order of the tasks does not matter.
 struct Bins {
@@ -31,12 +43,7 @@ struct Bins {
   }
   void flush() {
     if (pending == 0) return;
-    for (int b = 0; b < used; ++b) {
-      int64_t sum = 0;
-      for (int c = 0; c < kCopies; ++c) sum += copies[size_t(c * kBins + b)];
-      if (sum) std::atomic_ref<int64_t>(out[b]).fetch_add(sum, std::memory_order_relaxed);
-    }
-    std::fill(copies.begin(), copies.end(), 0);
+    add_copies(copies.data(), used, out);
     pending = 0;
   }
   ~Bins() { flush(); }
