@@ -117,6 +117,21 @@ class NmChunk {
   int64_t entry_of(int64_t group) const {
     return group / per_row() * cols_ + group % per_row() * m_;
   }
+  // f(first group, groups, entries of each, first entry) for runs of groups of one size, from a
+  // column on; a shorter one is a run of its own
+  template <class F>
+  SK_HD void each_run(int64_t col, int groups, const F& f) {
+    int64_t at = 0;
+    for (int g = 0; g < groups;) {
+      const int64_t whole = (cols_ - col) / m_;
+      const int count = whole ? int(std::min<int64_t>(groups - g, whole)) : 1;
+      const int64_t size = whole ? m_ : cols_ - col;
+      f(g, count, size, at);
+      g += count;
+      at += count * size;
+      col = (col + count * size) % cols_;
+    }
+  }
   SK_HD void rows(int64_t begin, int64_t end) {
     const int wide = lanes();
     const int64_t last = group_from(end);
@@ -131,24 +146,32 @@ class NmChunk {
         fill_keys(source_, segment_, first + at, int(std::min<int64_t>(kBlock, count - at)),
                   entries + at);
       }
-      int64_t col = first % cols_;
-      const Key* next = entries;
-      for (int g = 0; g < groups; ++g) {
-        const int64_t size = std::min(m_, cols_ - col);
-        for (int64_t c = 0; c < size; ++c) keys[c * wide + g] = *next++;
+      each_run(first % cols_, groups, [&](int g, int count, int64_t size, int64_t at) SK_INLINED {
+        for (int64_t c = 0; c < size; ++c) {
+#pragma GCC unroll 8
+          for (int64_t j = 0; j < count; ++j) keys[c * wide + g + j] = entries[at + j * size + c];
+        }
         // what a shorter group lacks ranks last: the smallest key, and the highest index
         for (int64_t c = size; c < m_; ++c) keys[c * wide + g] = Key(0);
-        col = col + size == cols_ ? 0 : col + size;
-      }
+      });
       keep_best(keys, m_, wide, groups, kept);
-      col = first % cols_;
-      uint8_t* flag = flags;
-      for (int g = 0; g < groups; ++g) {
-        const int64_t size = std::min(m_, cols_ - col);
-        for (int64_t c = 0; c < size; ++c) *flag++ = kept[c * wide + g];
-        col = col + size == cols_ ? 0 : col + size;
-      }
+      each_run(first % cols_, groups, [&](int g, int count, int64_t size, int64_t at) SK_INLINED {
+        for (int64_t c = 0; c < size; ++c) {
+#pragma GCC unroll 8
+          for (int64_t j = 0; j < count; ++j) flags[at + j * size + c] = kept[c * wide + g + j];
+        }
+      });
       put_bits(words_, first, flags, count);
+    }
+  }
+
+  // The processor does not foresee so many short pieces of rows.
+  SK_HD void ask_for(int64_t first, int64_t n) {
+    if constexpr (Keys::kRandom) return;
+    using Storage = typename Keys::Storage;
+    const auto* scores = static_cast<const Storage*>(segment_.data[0]) + first;
+    for (int64_t i = 0; i < n; i += int64_t(kStreamAlign / sizeof(Storage))) {
+      __builtin_prefetch(scores + i);
     }
   }
 
@@ -167,6 +190,7 @@ class NmChunk {
       for (int64_t col = column_at(begin); col < last; col += wide) {
         const int groups = int(std::min<int64_t>(wide, last - col));
         for (int64_t c = 0; c < height; ++c) {
+          ask_for((row + c) * cols_ + col + wide, std::min<int64_t>(wide, last - col - wide));
           fill_keys(source_, segment_, (row + c) * cols_ + col, groups, keys + c * wide);
         }
         keep_best(keys, height, wide, groups, kept);

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "../core/macros.h"
@@ -146,14 +149,8 @@ SK_CLONES void line_words(const Key* keys, int words, int64_t n, uint32_t* out) 
     for (int k = 0; k < kPerByte; ++k) bits |= groups[kPerByte * j + k] << (kM * k);
     joined[j] = Bits(bits);
   }
-  for (int w = 0; w < words; ++w) {
-    uint32_t word = 0;
-    constexpr int kPieces = int(4 / sizeof(Bits));
-    for (int k = 0; k < kPieces; ++k) {
-      word |= uint32_t(joined[kPieces * w + k]) << (8 * int(sizeof(Bits)) * k);
-    }
-    out[w] = word;
-  }
+  static_assert(std::endian::native == std::endian::little);
+  std::memcpy(out, joined, size_t(words) * sizeof(uint32_t));
 }
 
 }  // namespace sk::cpu
