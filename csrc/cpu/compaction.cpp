@@ -9,7 +9,7 @@
 #include "../core/simd_bits.h"
 #include "../functors/compaction.h"
 #include "../torch/dispatch.h"
-#include "computed.h"
+#include "results.h"
 
 namespace sk::cpu {
 
@@ -95,7 +95,8 @@ SK_CLONES uint32_t largest(const uint32_t* numbers, int64_t n) {
 // Before anything is moved. A negative number is a large one without its sign.
 void check_range(const char* op, const TensorList& index, const std::vector<Segment>& segments) {
   struct None {};
-  const auto numels = sizes(index);
+  std::vector<int64_t> numels;
+  for (const Tensor& t : index) numels.push_back(t.numel());
   const ChunkPlan plan(numels);
   std::vector<uint32_t> most(size_t(plan.chunks()));
   for_each_chunk<None>(plan, numels, [&](int t, int64_t begin, int64_t end, int64_t chunk, None&) {

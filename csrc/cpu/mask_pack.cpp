@@ -4,7 +4,7 @@
 
 #include "../core/simd_bits.h"
 #include "../torch/op_checks.h"
-#include "computed.h"
+#include "results.h"
 
 namespace sk::cpu {
 
@@ -33,7 +33,7 @@ struct UnpackedWords : MaskUnpack {
   SK_HD void generate(int64_t tensor, const Segment&, int64_t first, int n, uint8_t* out,
                       S&) const {
     const auto* words = static_cast<const uint32_t*>(inputs[tensor]) + first / 32;
-    for (int w = 0; w * 32 < n; ++w, out += 32) {  // a whole word past the end: out is a block
+    for (int w = 0; w * 32 < n; ++w, out += 32) {
       const uint32_t word = words[w];
 #pragma omp simd
       for (int i = 0; i < 32; ++i) out[i] = (word >> i) & 1;
@@ -44,7 +44,8 @@ struct UnpackedWords : MaskUnpack {
 void mask_unpack_cpu(TensorList words, TensorList masks) {
   if (masks.empty()) return;
   check_words("mask_unpack_", masks, words);
-  const auto inputs = pointers(words);
+  std::vector<const void*> inputs;
+  for (const Tensor& t : words) inputs.push_back(t.data_ptr());
   UnpackedWords op;
   op.inputs = inputs.data();
   for_each(op, make_segments({&masks}, {}, {}));
