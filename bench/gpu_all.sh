@@ -32,6 +32,8 @@ step tests-kernels 500 python3 -m pytest -q --maxfail=20 \
   --ignore-glob='*test_triton*'
 # the optimizers' tests use CPU tensors: here they check that this machine's build is sound
 step tests-optim 300 python3 -m pytest -q tests/optim
+step tests-capture 300 python3 -m pytest -q tests/optim/test_optim_capture_cuda.py \
+  tests/optim/test_optim_zo_cuda.py
 for tool in memcheck racecheck; do
   step "sanitizer-$tool" 300 compute-sanitizer --tool $tool --error-exitcode 9 \
     python3 bench/sanitize.py

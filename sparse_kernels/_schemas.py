@@ -36,6 +36,8 @@ _CANDIDATES = f"{_RANKED}, Tensor[] among, bool inverted"
 _BACKUP = "Tensor[] masks, Tensor[] backup, Tensor[] ranks"
 _GATES = "Tensor? skip, Tensor? inv_scale"
 
+# device_rho, device_lr, device_shrink, scalars: numbers that only the device knows, in the math
+# dtype; the host's numbers of their meaning are then not read
 #: op name -> (schema without the name, stem of the file that implements it)
 SCHEMAS: dict[str, tuple[str, str]] = {
     "grad_norm": (
@@ -44,20 +46,22 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     ),
     "masked_perturb_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor norm, float rho, Tensor[] masks, "
-        "Tensor(b!)[] backup, Tensor[] ranks, bool adaptive, float eta, float eps) -> ()",
+        "Tensor(b!)[] backup, Tensor[] ranks, bool adaptive, float eta, float eps, "
+        "Tensor? device_rho=None) -> ()",
         "masked_perturb",
     ),
     "restore_": (f"(Tensor(a!)[] params, {_BACKUP}) -> ()", "restore"),
     "restore_sgd_": (
         f"(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, {_BACKUP}, "
         "float lr, float momentum, float dampening, bool nesterov, float weight_decay, "
-        f"bool maximize, bool first, {_GATES}) -> ()",
+        f"bool maximize, bool first, {_GATES}, Tensor? device_lr=None) -> ()",
         "restore_sgd",
     ),
     "restore_adamw_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
         f"{_BACKUP}, Tensor step_sizes, Tensor bias2_sqrts, float lr, float beta1, float beta2, "
-        f"float eps, float weight_decay, bool decoupled, bool maximize, {_GATES}) -> ()",
+        f"float eps, float weight_decay, bool decoupled, bool maximize, {_GATES}, "
+        "Tensor? device_shrink=None) -> ()",
         "restore_adamw",
     ),
     "mask_pack_": ("(Tensor[] masks, Tensor(a!)[] words) -> ()", "mask_pack"),
@@ -110,7 +114,7 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] momentum_buffers, "
         "Tensor[] active, float lr, float lam, float delta, float momentum, str momentum_form, "
         "bool nesterov, float weight_decay, bool maximize, bool nonnegative, bool readout, "
-        "float dual_leak, float fine_scale) -> Tensor",
+        "float dual_leak, float fine_scale, Tensor? scalars=None) -> Tensor",
         "bregman_step",
     ),
     "adabreg_step_": (
@@ -118,7 +122,7 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] counts, Tensor[] active, float lr, float lam, "
         "float delta, float beta1, float beta2, float eps, float weight_decay, bool maximize, "
         "bool nonnegative, bool readout, float dual_leak, float fine_scale, int step, "
-        "Tensor? step_sizes, Tensor? bias2_sqrts) -> Tensor",
+        "Tensor? step_sizes, Tensor? bias2_sqrts, Tensor? scalars=None) -> Tensor",
         "bregman_step",
     ),
     "prox_group_": (

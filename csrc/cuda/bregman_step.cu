@@ -4,6 +4,7 @@
 
 #include "../functors/bregman_step.h"
 #include "../torch/bregman_scalars.h"
+#include "../torch/device_scalars.h"
 #include "../torch/dispatch.h"
 #include "../torch/op_checks.h"
 #include "for_each.cuh"
@@ -14,7 +15,7 @@ Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
                          TensorList momentum_buffers, TensorList active, double lr, double lam,
                          double delta, double momentum, std::string momentum_form, bool nesterov,
                          double weight_decay, bool maximize, bool nonnegative, bool readout,
-                         double dual_leak, double fine_scale) {
+                         double dual_leak, double fine_scale, std::optional<Tensor> scalars) {
   constexpr const char* kOp = "linbreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
   const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active,
@@ -28,6 +29,7 @@ Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
         op.functor = linbreg_functor<T, kDual, kMomentum>(read, lr, delta, momentum, momentum_form,
                                                           nesterov, maximize);
+        op.scalars = device_scalars<float>(kOp, "scalars", scalars, kStepScalars, params);
         return for_each_live(op, segments, params[0]);
       });
     });
@@ -39,7 +41,8 @@ Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, 
                          double lam, double delta, double beta1, double beta2, double eps,
                          double weight_decay, bool maximize, bool nonnegative, bool readout,
                          double dual_leak, double fine_scale, int64_t step,
-                         std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts) {
+                         std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts,
+                         std::optional<Tensor> scalars) {
   constexpr const char* kOp = "adabreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
   const ScalarType dtype = check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts,
@@ -58,6 +61,7 @@ Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, 
         op.functor.step_sizes = data_or_null<float>(step_sizes);
         op.functor.bias2_sqrts = data_or_null<float>(bias2_sqrts);
         op.functor.last_row = int32_t(rows - 1);
+        op.scalars = device_scalars<float>(kOp, "scalars", scalars, kStepScalars, params);
         return for_each_live(op, segments, params[0]);
       });
     });

@@ -38,7 +38,7 @@ def _perturbed(w, g, scale, eta, ADAPTIVE: tl.constexpr):
     return narrow(w32 + scale * g32, w.dtype)
 
 
-@triton.jit(do_not_specialize=["packed", "norm_ptr", "rho", "eta", "eps"])
+@triton.jit(do_not_specialize=["packed", "norm_ptr", "rho", "eta", "eps", "rho_ptr"])
 def _masked_perturb_kernel(
     params_ptr,
     grads_ptr,
@@ -52,6 +52,7 @@ def _masked_perturb_kernel(
     rho,
     eta,
     eps,
+    rho_ptr,
     TYPE: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_BACKUP: tl.constexpr,
@@ -61,6 +62,8 @@ def _masked_perturb_kernel(
     BLOCK: tl.constexpr,
 ):
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
+    if rho_ptr is not None:
+        rho = tl.load(rho_ptr)
     norm = tl.load(norm_ptr)
     scale = tl.math.div_rn(rho, norm + eps)
     # False for NaN as well; rho / inf is 0, and 0 * grad would still spread NaN
@@ -117,6 +120,7 @@ def masked_perturb_triton(
     adaptive: bool,
     eta: float,
     eps: float,
+    device_rho: Tensor | None = None,
 ) -> None:
     """Move ``params`` along the gradient, in place, one launch for the list."""
     plan = make_plan(params, TILE)
@@ -126,7 +130,7 @@ def masked_perturb_triton(
         _masked_perturb_kernel, (plan.programs,), params[0].device,
         address_table(params), address_table(grads), address_table(masks), address_table(backup),
         address_table(ranks), packed_size(backup, ranks), plan.rows, plan.numels,
-        norm, f32(rho), f32(eta), f32(eps),
+        norm, f32(rho), f32(eta), f32(eps), device_rho,
         TYPE=storage_type(params[0].dtype), HAS_MASK=bool(masks), HAS_BACKUP=bool(backup),
         PACKED=bool(ranks), ADAPTIVE=adaptive, SIZE=TILE, BLOCK=1024 if ranks else 2048,
         num_warps=8,

@@ -70,20 +70,22 @@ GIVEN = (False, False, 0.1, 1.0)
 
 
 def run_linbreg(
-    d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7), rest=REST
-):
+    d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7), rest=REST,
+    device=None,
+):  # fmt: skip
     f = torch.float32
     bregman_step.linbreg_step_triton(
         x(d), x(d), x(f) if duals else [], x(f) if buffers else [], list(active), *scalars,
-        0.9, "sgd", nesterov, 0.01, False, *rest,
+        0.9, "sgd", nesterov, 0.01, False, *rest, device,
     )  # fmt: skip
 
 
-def run_adabreg(d, counts=False, active=(), lr=0.1, step=3, rest=REST):
+def run_adabreg(d, counts=False, active=(), lr=0.1, step=3, rest=REST, device=None):
     n, table = [torch.zeros(64, dtype=torch.int32)], torch.ones(9)
     bregman_step.adabreg_step_triton(
         x(d), x(d), x(), x(), x(), n if counts else [], list(active), lr, 0.2, 0.7, 0.9, 0.999,
         1e-8, 0.01, False, *rest, step, table if counts else None, table if counts else None,
+        device,
     )  # fmt: skip
 
 
@@ -118,7 +120,9 @@ CASES = {
     "linbreg active": lambda: run_linbreg(F, buffers=True, active=words(), nesterov=True),
     "linbreg given": lambda: run_linbreg(F, rest=GIVEN),
     "linbreg given bf16": lambda: run_linbreg(B, buffers=True, rest=GIVEN),
+    "linbreg on device": lambda: run_linbreg(F, buffers=True, device=torch.ones(4)),
     "adabreg": lambda: run_adabreg(F),
+    "adabreg on device": lambda: run_adabreg(F, device=torch.ones(4)),
     "adabreg given": lambda: run_adabreg(F, rest=GIVEN),
     "adabreg given counts": lambda: run_adabreg(F, counts=True, rest=GIVEN),
     "adabreg bf16": lambda: run_adabreg(B),
