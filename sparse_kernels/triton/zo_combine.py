@@ -96,7 +96,7 @@ def zo_combine_triton(
         HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
         SUMSQ=sumsq is not None, SIGNS=signs, ROUNDS=rounds,
         SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
-        maxnreg=128 if ranks and sumsq is not None else 64,  # with fewer it would spill
+        maxnreg=80 if ranks and sumsq is not None else 64,  # with fewer it would spill
     )  # fmt: skip
     if sumsq is not None and partials is not None:
         sum_in_order(partials, sumsq)

@@ -57,7 +57,7 @@ def specialised(call, capability, **options):
         backend, meta, bound, special, extra
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    return source, parsed.__dict__, (str(special), str(extra))
+    return source, parsed.__dict__, (kernel.fn.__name__, str(special), str(extra))
 
 
 def compile_call(call, capability, **options):
