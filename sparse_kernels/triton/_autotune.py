@@ -214,6 +214,8 @@ def copies_of(args: tuple) -> tuple[tuple, list[Tensor]]:
     behind = {id(t): [ref() for ref in _behind[t]] for t in tensors if t in _behind}
     named = [t for t in tensors if id(t) not in behind]
     named += [t for found in behind.values() for t in found]
+    if any(t is None for t in named):
+        raise RuntimeError("a tensor behind a table of addresses is gone before its launch")
     largest: dict[int, Tensor] = {}
     for tensor in named:
         if tensor.nbytes >= largest.setdefault(tensor.data_ptr(), tensor).nbytes:

@@ -7,7 +7,10 @@ must be off (Triton reads TRITON_INTERPRET when it is imported).
 
 from __future__ import annotations
 
+import ast
 import os
+import pathlib
+import types
 from typing import NamedTuple
 
 import pytest
@@ -277,3 +280,80 @@ def test_every_kernel_is_among_them():
     }
     assert launched == kernels
     assert len(kernels) > 20
+
+
+# ---- nothing waits for the device -------------------------------------------------------------
+
+# what copies to the host, or needs a number from the device to go on
+WAITS = {
+    "all_equal", "any", "cpu", "item", "masked_select", "nonzero", "numpy", "synchronize", "tolist",
+    "unique",
+}  # fmt: skip
+
+
+def waiting_calls(source):
+    """Calls outside of kernels that wait for a device, or copy from pageable memory."""
+    tree = ast.parse(source)
+    jitted = [
+        range(f.lineno, f.end_lineno + 1)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in f.decorator_list)
+    ]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if any(node.lineno in lines for lines in jitted):
+            continue
+        name, options = node.func.attr, {k.arg for k in node.keywords}
+        upload = ast.unparse(node.func) in ("torch.tensor", "torch.as_tensor", "torch.from_numpy")
+        if (
+            name in WAITS
+            or (name in ("to", "cuda", "copy_") and "non_blocking" not in options)
+            or (upload and "device" in options)
+        ):
+            yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_no_launcher_waits_for_the_device():
+    files = sorted(pathlib.Path(_launch.__file__).parent.glob("*.py"))
+    assert len(files) > 20
+    found = {f.name: list(waiting_calls(f.read_text())) for f in files}
+    measuring = found.pop("_autotune.py")  # where that is asked for
+    assert any("synchronize" in call for call in measuring)
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def test_waiting_would_be_seen():
+    source = "x.item()\ny.to(device)\ntorch.tensor(n, device=d)\nz.to(device, non_blocking=True)\n"
+    assert len(list(waiting_calls(source))) == 3
+
+
+def test_tables_go_up_once_from_pinned_memory_without_waiting(monkeypatch):
+    """The part of the cache that needs a device, with one that only records."""
+    copies, capturing = [], [False]
+
+    class Host:
+        pinned = False
+
+        def pin_memory(self):
+            self.pinned = True
+            return self
+
+        def to(self, device, non_blocking=False):
+            copies.append((self.pinned, non_blocking))
+            return object()
+
+    stream = types.SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    cache, device = _launch._TableCache(capacity=4), torch.device("cuda", 0)
+    first = cache.get(("addresses",), device, Host)
+    assert cache.get(("addresses",), device, Host) is first
+    assert copies == [(True, True)]
+    stream.cuda_stream = 8  # what is uploaded on one stream is not there on another
+    assert cache.get(("addresses",), device, Host) is not first
+    capturing[0] = True
+    assert cache.get(("addresses",), device, Host) in cache._captured
+    cache.get(("others",), device, Host)
+    assert copies == [(True, True)] * 3
+    assert len(cache._entries) == 2
