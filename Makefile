@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STAMPS := $(VENV)/.stamps
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,backup bregman compaction groups masks random steps zo))) \
+INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,autotune backup bregman compaction groups masks random steps zo))) \
     tests/optim/test_optim_triton.py tests/optim/test_optim_triton_bregman.py
 FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

@@ -13,11 +13,11 @@ import triton.language as tl
 from ._launch import (
     is_aligned,
     locate,
-    mask_bits,
     narrow,
     pointer_to,
     whole_blocks,
 )
+from ._masks import mask_bits
 
 
 @triton.jit
@@ -221,7 +221,8 @@ def _adabreg_block(
 @triton.jit(
     do_not_specialize=[
         "lam", "lower", "delta", "rest1", "beta2", "rest2", "eps", "decay", "leak", "fine_scale",
-        "sign", "step_size", "bias2_sqrt", "last_row", "scalars_ptr",
+        "sign", "step_size", "bias2_sqrt", "step_sizes_ptr", "bias2_sqrts_ptr", "last_row",
+        "scalars_ptr",
     ],
 )  # fmt: skip
 def _adabreg_step_kernel(

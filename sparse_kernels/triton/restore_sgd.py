@@ -75,8 +75,8 @@ def _sgd_block(
     "lr_ptr",
 ])  # fmt: skip
 def _restore_sgd_kernel(
-    params_ptr, grads_ptr, buffers_ptr, masks_ptr, backup_ptr, ranks_ptr, packed, rows_ptr,
-    numels_ptr, lr, momentum, gain, decay, sign, skip_ptr, scale_ptr, lr_ptr,
+    params_ptr, grads_ptr, buffers_ptr, masks_ptr, backup_ptr, ranks_ptr, packed: tl.int64,
+    rows_ptr, numels_ptr, lr, momentum, gain, decay, sign, skip_ptr, scale_ptr, lr_ptr,
     TYPE: tl.constexpr, BITS: tl.constexpr, HAS_BUFFER: tl.constexpr, FIRST: tl.constexpr,
     NESTEROV: tl.constexpr, HAS_MASK: tl.constexpr, PACKED: tl.constexpr, SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -91,7 +91,7 @@ def _restore_sgd_kernel(
         lr = tl.load(lr_ptr)
     update = True if skip_ptr is None else tl.load(skip_ptr) == 0.0
     aligned = is_aligned(param) & is_aligned(grad) & is_aligned(buffer)
-    if not HAS_MASK:
+    if not PACKED:
         aligned = aligned & is_aligned(saved)
     done, before = whole_blocks(count, aligned, BLOCK), 0
     for block in range(0, done, BLOCK):

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for sm_80 and sm_90 without a GPU, and their machine code.
+"""The Triton kernels compiled for sm_80, sm_90 and sm_100 without a GPU, and their machine code.
 
 The launchers run on CPU tensors with ``launch`` replaced, so that what is compiled is exactly what
 they would launch: argument types, specialisation, block sizes and options included. The interpreter
@@ -129,13 +129,10 @@ CASES = {
     "adabreg active": lambda: run_adabreg(F, active=words()),
     "adabreg counts": lambda: run_adabreg(F, counts=True),
 }
-# more than 64 registers, where fewer would spill: an extra stream of counts and two gathered
-# tables; the places in a packed backup
+# more than 64 registers, where fewer would spill: an extra stream of counts, two gathered tables
 REGISTERS = {
     "adabreg counts": 96,
     "adabreg given counts": 96,
-    "perturb packed": 72,
-    "perturb packed bf16": 72,
 }
 # whole blocks of aligned float32 tensors go by 16-byte loads and stores
 VECTORISED = (
