@@ -133,7 +133,9 @@ def against(
     """A backend's rates and ratios to the roofs and baselines of its rounds."""
     s, elements = samples[name], setting.data.elements
     moved = case.bytes_per_element * elements
-    made: dict[str, float | None] = {"gb_per_s": moved / s.median / 1e9}
+    made: dict[str, float | None] = {}
+    if setting.roofs is not None:
+        made["gb_per_s"] = moved / s.median / 1e9
     for roof in ("roof", "copy", "streams"):
         if setting.roofs is not None and roof in samples:
             size = setting.roofs.bytes[roof]
@@ -142,7 +144,7 @@ def against(
     bases = {b: b for b in ("eager", "reference", "compile", "foreach", "fused")}
     for column, base in (bases | {"dense": f"dense {name}"}).items():
         made[f"x_{column}"] = harness.ratio(samples[base], s) if base in samples else None
-    if case.directions is not None:
+    if case.directions is not None and setting.roofs is not None:
         for variant, prefix in ((name, ""), ("eager", "eager_"), ("compile", "compile_")):
             if variant in samples:
                 rate = case.directions * elements / samples[variant].median / 1e9

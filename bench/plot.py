@@ -60,13 +60,22 @@ def draw(rows: list[Row], out: Path) -> None:
     found = points(rows)
     if not found:
         raise ValueError("no row has a roof to be drawn against")
-    shown = [(label(r), s) for r, (_, _, _, s) in zip(_with_roof(rows), found, strict=True)]
-    shares = [(name, s) for name, s in shown if s is not None]
-    height = max(5.0, 0.16 * len(shares) + 1.5)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, height), width_ratios=(3, 2))
-    for suite in dict.fromkeys(p[0] for p in found):
+    with_roof = [r for r in rows if points([r])]
+    shares = [
+        (label(r), p[0], p[3]) for r, p in zip(with_roof, found, strict=True) if p[3] is not None
+    ]
+    size = (13, max(6.0, 0.13 * len(shares) + 1.0))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=size, width_ratios=(3, 2), layout="constrained"
+    )
+    left.set_box_aspect(0.8)
+    left.set_anchor("N")
+    colors = {suite: f"C{i}" for i, suite in enumerate(dict.fromkeys(p[0] for p in found))}
+    for suite, color in colors.items():
         mine = [p for p in found if p[0] == suite]
-        left.scatter([p[1] for p in mine], [p[2] / 1e9 for p in mine], s=18, label=suite, zorder=3)
+        left.scatter(
+            [p[1] for p in mine], [p[2] / 1e9 for p in mine], s=16, c=color, label=suite, zorder=3
+        )
     ends = [min(p[1] for p in found), max(p[1] for p in found)]
     for column, (name, style) in LINES.items():
         rates = [v for r in rows if (v := number(r, column)) is not None]
@@ -77,22 +86,19 @@ def draw(rows: list[Row], out: Path) -> None:
     left.set(xscale="log", yscale="log", xlabel="bytes per element", ylabel="10^9 elements per s")
     left.legend(fontsize=8)
     left.grid(which="both", alpha=0.2)
-    names, values = [n for n, _ in shares], [s for _, s in shares]
-    right.barh(range(len(names)), values, color="tab:blue", height=0.7)
+    right.barh(
+        range(len(shares)), [s for *_, s in shares], color=[colors[suite] for _, suite, _ in shares]
+    )
     right.axvline(BEST, color="black", lw=1, ls=":")
-    right.set_yticks(range(len(names)), names, fontsize=6)
-    right.invert_yaxis()
-    right.set_xlabel("% of the roof of the same streams")
+    right.set_yticks(range(len(shares)), [name for name, *_ in shares], fontsize=6)
+    right.set_ylim(len(shares) - 0.4, -0.6)
+    streams = any(number(r, "percent_of_streams") is not None for r in with_roof)
+    right.set_xlabel("% of the roof of the same streams" if streams else "% of copy")
     first = rows[0]
     figure.suptitle(f"{first['machine']}, torch {first['torch']}, {first['date']}", fontsize=10)
-    figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130, metadata={"Software": None} if out.suffix == ".png" else None)
     plt.close(figure)
-
-
-def _with_roof(rows: list[Row]) -> list[Row]:
-    return [r for r in rows if points([r])]
 
 
 def main(argv: list[str] | None = None) -> int:

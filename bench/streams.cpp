@@ -13,66 +13,90 @@ namespace sk::bench {
 
 constexpr int64_t kLine = kStreamAlign;    // bytes
 constexpr int64_t kWords = kLine / 8;      // of 64 bits in a line
-constexpr int64_t kLinesPerTurn = 32;      // of the widest stream, before the next one's turn
+constexpr int64_t kBlock = 4;              // lines of every array before the next block's
+constexpr int64_t kTurn = 128;             // lines of the longest arrays before shorter ones' turn
+constexpr int kMost = 3;                   // arrays of one length that are read, or updated
 constexpr uint64_t kAdded = 1;             // to every word that is updated
 constexpr uint64_t kWritten = 0x01010101;  // into every word that is only written
 
-struct Stream {
-  uint64_t* words;
-  int64_t lines;
-  // lines before a turn: streams of any widths advance side by side
+// Arrays of one length: they move line by line together, as in a kernel.
+struct Group {
+  int64_t lines = 0;
+  std::vector<uint64_t*> read, update, write;
+  // lines before a turn: groups of all lengths advance side by side
   int64_t before(int64_t turn, int64_t turns) const {
     return turn == turns ? lines : int64_t(double(lines) / double(turns) * double(turn));
   }
 };
-using Streams = std::vector<Stream>;
 
-Streams streams_of(const TensorList& tensors) {
-  Streams found;
+// Blocks of n lines within [begin, end); returns where it stopped. The sum keeps the reads alive.
+template <int kRead, int kUpdate, int n>
+SK_HD int64_t move_blocks(const Group& group, int64_t begin, int64_t end, StreamCopy past,
+                          uint64_t& sum) {
+  alignas(kStreamAlign) uint64_t source[n * kWords];
+  std::fill(source, source + n * kWords, kWritten);
+  const uint64_t* r[kRead + 1];
+  uint64_t* u[kUpdate + 1];
+  std::copy(group.read.begin(), group.read.end(), r);
+  std::copy(group.update.begin(), group.update.end(), u);
+  uint64_t total = 0;
+  for (; begin + n <= end; begin += n) {
+    const int64_t first = begin * kWords;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = first; i < first + n * kWords; ++i) {
+      if constexpr (kRead > 0) total += r[0][i];
+      if constexpr (kRead > 1) total += r[1][i];
+      if constexpr (kRead > 2) total += r[2][i];
+      if constexpr (kUpdate > 0) u[0][i] += kAdded;
+      if constexpr (kUpdate > 1) u[1][i] += kAdded;
+      if constexpr (kUpdate > 2) u[2][i] += kAdded;
+    }
+    for (uint64_t* w : group.write) {
+      if (past) {
+        past(w + first, source, n * kLine);
+      } else {
+        std::copy(source, source + n * kWords, w + first);
+      }
+    }
+  }
+  sum += total;
+  return begin;
+}
+
+template <int kRead, int kUpdate>
+SK_CLONES void move_lines(const Group& group, int64_t begin, int64_t end, StreamCopy past,
+                          uint64_t& sum) {
+  begin = move_blocks<kRead, kUpdate, kBlock>(group, begin, end, past, sum);
+  move_blocks<kRead, kUpdate, 1>(group, begin, end, past, sum);
+}
+
+using Mover = void (*)(const Group&, int64_t, int64_t, StreamCopy, uint64_t&);
+
+Mover mover_of(const Group& group) {
+#define SK_ROW(r)                                                          \
+  {                                                                        \
+    move_lines<r, 0>, move_lines<r, 1>, move_lines<r, 2>, move_lines<r, 3> \
+  }
+  static const Mover movers[kMost + 1][kMost + 1] = {SK_ROW(0), SK_ROW(1), SK_ROW(2), SK_ROW(3)};
+#undef SK_ROW
+  return movers[group.read.size()][group.update.size()];
+}
+
+void add_streams(std::vector<Group>& groups, const TensorList& tensors,
+                 std::vector<uint64_t*> Group::* list) {
   for (const auto& t : tensors) {
     const int64_t lines = t.numel() * int64_t(t.element_size()) / kLine;
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % kLine == 0, "streams: alignment");
-    found.push_back({static_cast<uint64_t*>(t.data_ptr()), lines});
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [=](const Group& g) { return g.lines == lines; });
+    if (group == groups.end()) {
+      group = groups.insert(groups.end(), Group{});
+      group->lines = lines;
+    }
+    ((*group).*list).push_back(static_cast<uint64_t*>(t.data_ptr()));
+    STD_TORCH_CHECK(group->read.size() <= kMost && group->update.size() <= kMost,
+                    "streams: too many arrays of one length");
   }
-  return found;
-}
-
-// Turns [begin, end) of all streams; the lines moved. The sum keeps the reads alive.
-SK_CLONES int64_t move_lines(const Streams& read, const Streams& update, const Streams& write,
-                             int64_t begin, int64_t end, int64_t turns, StreamCopy past,
-                             uint64_t& sum) {
-  alignas(kStreamAlign) uint64_t source[kLinesPerTurn * kWords];
-  std::fill(source, source + kLinesPerTurn * kWords, kWritten);
-  int64_t moved = 0;
-  uint64_t total = 0;
-  for (int64_t turn = begin; turn < end; ++turn) {
-    for (const Stream& s : read) {
-      const int64_t first = s.before(turn, turns), last = s.before(turn + 1, turns);
-      const uint64_t* SK_RESTRICT words = s.words;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = first * kWords; i < last * kWords; ++i) total += words[i];
-      moved += last - first;
-    }
-    for (const Stream& s : update) {
-      const int64_t first = s.before(turn, turns), last = s.before(turn + 1, turns);
-      uint64_t* SK_RESTRICT words = s.words;
-#pragma omp simd
-      for (int64_t i = first * kWords; i < last * kWords; ++i) words[i] += kAdded;
-      moved += 2 * (last - first);
-    }
-    for (const Stream& s : write) {
-      const int64_t first = s.before(turn, turns), last = s.before(turn + 1, turns);
-      uint64_t* SK_RESTRICT words = s.words + first * kWords;
-      if (past) {
-        past(words, source, size_t((last - first) * kLine));
-      } else {
-        std::fill(words, words + (last - first) * kWords, kWritten);
-      }
-      moved += last - first;
-    }
-  }
-  sum = total;
-  return moved;
 }
 
 // Reads, updates and writes whole lines of the tensors, past the caches where asked to. Returns
@@ -80,25 +104,29 @@ SK_CLONES int64_t move_lines(const Streams& read, const Streams& update, const S
 int64_t move_streams(TensorList read, TensorList update, TensorList write, bool past) {
   static const StreamCopy stream_copy = pick_stream_copy();
   static volatile uint64_t kept;
-  const Streams reads = streams_of(read), updates = streams_of(update), writes = streams_of(write);
-  int64_t widest = 0;
-  for (const Streams* list : {&reads, &updates, &writes})
-    for (const Stream& s : *list) widest = std::max(widest, s.lines);
-  const int64_t turns = (widest + kLinesPerTurn - 1) / kLinesPerTurn;
-  const int64_t parts = std::min<int64_t>(torch::stable::get_num_threads(), turns);
-  std::vector<int64_t> moved(parts);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t p = first; p < last; ++p) {
-      uint64_t sum = 0;
-      moved[p] = move_lines(reads, updates, writes, turns * p / parts, turns * (p + 1) / parts,
-                            turns, past ? stream_copy : nullptr, sum);
-      if (past) stream_fence();
-      kept = sum;
+  std::vector<Group> groups;
+  add_streams(groups, read, &Group::read);
+  add_streams(groups, update, &Group::update);
+  add_streams(groups, write, &Group::write);
+  int64_t longest = 0, moved = 0;
+  for (const Group& g : groups) {
+    longest = std::max(longest, g.lines);
+    moved += g.lines * int64_t(g.read.size() + 2 * g.update.size() + g.write.size());
+  }
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), longest);
+  // arrays of one length need no turns but a thread's own
+  const int64_t turns = groups.size() > 1 ? std::max(longest / kTurn, threads) : threads;
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    uint64_t sum = 0;
+    for (int64_t turn = turns * first / threads; turn < turns * last / threads; ++turn) {
+      for (const Group& g : groups)
+        mover_of(g)(g, g.before(turn, turns), g.before(turn + 1, turns),
+                    past ? stream_copy : nullptr, sum);
     }
+    if (past) stream_fence();
+    kept = sum;
   });
-  int64_t lines = 0;
-  for (int64_t m : moved) lines += m;
-  return lines * kLine;
+  return moved * kLine;
 }
 
 STABLE_TORCH_LIBRARY(sparse_kernels_bench, m) {
