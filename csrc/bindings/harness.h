@@ -1,10 +1,16 @@
 // Runs the CUDA kernels' block programs on host memory: every launch, block, phase and thread.
 #pragma once
 
+#include <cxxabi.h>
+
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <map>
 #include <memory>
 #include <set>
+#include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "../phases/for_each.h"
@@ -31,6 +37,33 @@ struct Report {
   std::vector<Range> ranges;
 };
 
+// How a kernel's program was run so far; tests/native/test_sanitized.py wants all of it of all.
+struct Walk {
+  bool vector = false, tail = false, misaligned = false, tables = false;
+};
+inline std::map<std::string, Walk> walks;
+
+// The op that walks the tables, behind the kernel's name where it has one of its own.
+template <class Op>
+std::string kernel_name(const char* kernel, bool masked) {
+  char* demangled = abi::__cxa_demangle(typeid(Op).name(), nullptr, nullptr, nullptr);
+  const std::string op = demangled;
+  std::free(demangled);
+  const std::string own = kernel ? std::string(kernel) + " " : "";
+  return own + op + (masked ? " masked" : "");
+}
+inline void walked(const std::string& kernel, const Run& run, const Report& report, size_t widest) {
+  Walk& walk = walks[kernel];
+  const auto off = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 != 0; };
+  walk.vector |= widest >= 8;
+  walk.tables |= report.launches > 1;
+  for (const Segment& s : run.segments) {
+    if (s.numel == 0) continue;
+    walk.tail |= s.numel % kChunkSize != 0;
+    walk.misaligned |= off(s.data[0]) || off(s.data[1]) || off(s.input) || off(s.mask);
+  }
+}
+
 template <class... S>
 void register_streams(Ledger& ledger, [[maybe_unused]] const Segment& s, [[maybe_unused]] Kind kind,
                       StreamList<S...>) {
@@ -55,7 +88,8 @@ void register_segment(Ledger& ledger, const Segment& s, Kind kind) {
 
 // Calls block(table, number) for the blocks of every launch that `run` asks for.
 template <class Op, bool kMasked, class F>
-Report each_block(const Run& run, const ChunkPlan& plan, Ledger& ledger, const F& block) {
+Report each_block(const Run& run, const ChunkPlan& plan, Ledger& ledger, const F& block,
+                  const char* kernel = nullptr) {
   Report report;
   const std::set<int64_t> wanted(run.chunks.begin(), run.chunks.end());
   phases::for_each_table<Op, kMasked>(run.segments, plan, [&](const TableOf<Op, kMasked>& table) {
@@ -73,6 +107,7 @@ Report each_block(const Run& run, const ChunkPlan& plan, Ledger& ledger, const F
     }
   });
   report.ranges = ledger.ranges();
+  walked(kernel_name<Op>(kernel, kMasked), run, report, ledger.widest());
   return report;
 }
 
@@ -97,11 +132,11 @@ Report for_each_masked(const Op& op, const Run& run, double* partials, int64_t* 
 template <class Op>
 Report for_each(const Op& op, const Run& run, double* partials = nullptr, int64_t* live = nullptr) {
   if constexpr (!phases::Traits<Op>::kInput) {
-    if (phases::Traits<Op>::kPacked || phases::any_masked(run.segments)) {
+    if (phases::kMaskAlways<Op> || phases::any_masked(run.segments)) {
       return for_each_masked<Op, true>(op, run, partials, live);
     }
   }
-  if constexpr (phases::Traits<Op>::kPacked) {
+  if constexpr (phases::kMaskAlways<Op>) {
     return {};
   } else {
     return for_each_masked<Op, false>(op, run, partials, live);
@@ -116,7 +151,8 @@ Report for_each_backed(const Op& op, const Run& run) {
 }
 
 template <class F>
-void finish(const double* partials, int64_t count, const F& program) {
+void finish(const char* kernel, const double* partials, int64_t count, const F& program) {
+  walks[kernel];
   Ledger ledger;
   phases::FinishShared shared;
   std::vector<phases::FinishThread> states(phases::kThreads);
@@ -139,7 +175,7 @@ Sum for_each_sum(const Op& op, const Run& run) {
   std::vector<double> partials(size_t(plan.chunks()), std::nan(""));
   Sum sum;
   sum.report = for_each(op, run, partials.data());
-  finish(partials.data(), plan.chunks(), [&](Ledger& ledger, auto& block) {
+  finish("finish_sum_kernel", partials.data(), plan.chunks(), [&](Ledger& ledger, auto& block) {
     ledger.add(&sum.total, sizeof(sum.total));
     ledger.add(&sum.root, sizeof(sum.root));
     ledger.seal();
@@ -163,16 +199,19 @@ Report gram_masked(const phases::Gram<Numbers>& op, const Run& run, double* gram
   ledger.seal();
   std::vector<phases::GramThread> states(phases::kThreads);
   const Report report = each_block<Op, kMasked>(
-      run, plan, ledger, [&](const TableOf<Op, kMasked>& table, int32_t number) {
+      run, plan, ledger,
+      [&](const TableOf<Op, kMasked>& table, int32_t number) {
         for (int64_t pair = 0; pair < pairs; ++pair) {
           ledger.next_block();
           HostBlock<phases::GramShared<Numbers>, phases::GramThread> block{
               *shared, states, {&ledger}};
           phases::gram_block<kMasked>(block, op, table, sums.data(), plan.chunks(), pair, number);
         }
-      });
+      },
+      "gram_kernel");
   for (int64_t pair = 0; pair < pairs; ++pair) {
-    finish(sums.data() + pair * plan.chunks(), plan.chunks(), [&](Ledger& totals, auto& block) {
+    const auto* own = sums.data() + pair * plan.chunks();
+    finish("finish_gram_kernel", own, plan.chunks(), [&](Ledger& totals, auto& block) {
       totals.add(gram, int64_t(op.stream.q) * op.stream.q * 8);
       totals.seal();
       phases::finish_gram(block, sums.data(), plan.chunks(), op.stream.q, gram, pair);

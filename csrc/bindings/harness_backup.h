@@ -21,9 +21,9 @@ struct Saved {
   std::vector<T> packed;
 
   Saved(Kept k, std::mt19937& random) : bits(random), kept(k), whole(0, random) {
-    for (size_t t = 0; t < kSizes.size(); ++t) {
+    for (size_t t = 0; t < list_sizes.size(); ++t) {
       ranks.emplace_back();
-      for (int64_t i = 0; i < kSizes[t]; ++i) {
+      for (int64_t i = 0; i < list_sizes[t]; ++i) {
         if (i % kRankTile == 0) ranks[t].push_back(int64_t(packed.size()));
         if (mask_bit(bits.words[t].data(), i)) packed.push_back(whole.at(t, i));
       }
@@ -31,7 +31,7 @@ struct Saved {
   }
   Masks* masks() { return kept == Kept::kWhole ? nullptr : &bits; }
   Run with(Run run) {
-    for (size_t t = 0; t < kSizes.size(); ++t) {
+    for (size_t t = 0; t < list_sizes.size(); ++t) {
       Segment& s = run.segments[t];
       s.backup = whole.data(t);
       if (kept != Kept::kPacked) continue;
@@ -52,13 +52,13 @@ struct Saved {
 template <class T>
 using BitsOf = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
-template <class T>
+template <class T, bool kAdaptive>
 void perturb_and_restore(int shift, Kept kept, float norm, std::mt19937& random) {
   Saved<T> saved(kept, random);
   List<T> params(shift, random), grads(shift, random);
   const List<T> before = params;
   List<T> wanted = params;
-  const MaskedPerturb<T, true> op{&norm, 0.05f, 0.01f, 0.0f};
+  const MaskedPerturb<T, kAdaptive> op{&norm, 0.05f, 0.01f, 0.0f};
   for_each_backed(op, saved.with(run_of(saved.masks(), params, grads)));
   const auto functor = op.bind(0);
   each_live(saved.masks(), [&](size_t t, int64_t i) {
@@ -83,7 +83,7 @@ void base_steps(int shift, Kept kept, float skip, std::mt19937& random) {
   auto x = params, a = first, u = second, w = saved.unperturbed(params), b = first, v = second;
   const float scale = 0.25f;
   const bool open = skip == 0.0f;  // closed: restored, nothing else
-  const std::vector<float> steps(kSizes.size(), 0.1f), roots(kSizes.size(), 0.7f);
+  const std::vector<float> steps(list_sizes.size(), 0.1f), roots(list_sizes.size(), 0.7f);
   const RestoreSgd<T, true> sgd{{&skip, &scale, true}, 0.1f, 0.9f, 0.7f, 0.02f, true, false};
   const RestoreAdamw<T> adamw{{open ? nullptr : &skip, &scale, false},
                               steps.data(),
@@ -94,6 +94,16 @@ void base_steps(int shift, Kept kept, float skip, std::mt19937& random) {
                               1e-4f,
                               0.02f,
                               0.998f};
+  const RestoreSgd<T, false> plain{{&skip, &scale, true}, 0.1f, 0.0f, 1.0f, 0.02f, false, false};
+  for_each_backed(plain, saved.with(run_of(saved.masks(), x, grads)));
+  each_live(nullptr, [&](size_t t, int64_t i) {
+    if (!open) return;
+    float param = load(w.at(t, i));
+    plain.bind(int64_t(t))(param, load(grads.at(t, i)));
+    w.at(t, i) = store<T>(param);
+  });
+  expect(x.memory == w.memory, "restore_sgd without momentum " + name_of<T>());
+  x = params, w = saved.unperturbed(params);
   for_each_backed(sgd, saved.with(run_of(saved.masks(), x, grads, a)));
   each_live(nullptr, [&](size_t t, int64_t i) {
     if (!open) return;
@@ -120,7 +130,10 @@ void base_steps(int shift, Kept kept, float skip, std::mt19937& random) {
 template <class T>
 void backed_ops(int shift, std::mt19937& random) {
   for (const Kept kept : {Kept::kWhole, Kept::kMasked, Kept::kPacked}) {
-    for (const float norm : {2.0f, INFINITY}) perturb_and_restore<T>(shift, kept, norm, random);
+    for (const float norm : {2.0f, INFINITY}) {
+      perturb_and_restore<T, false>(shift, kept, norm, random);
+      perturb_and_restore<T, true>(shift, kept, norm, random);
+    }
     for (const float skip : {0.0f, 1.0f}) base_steps<T>(shift, kept, skip, random);
   }
 }

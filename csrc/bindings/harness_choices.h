@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "harness_compaction.h"
 #include "harness_lists.h"
 #include "harness_ranked.h"
 
@@ -19,19 +20,18 @@ inline void count_masks(size_t shift, std::mt19937& random) {
   auto words = bits.words;
   std::vector<std::vector<int64_t>> counts, wanted;
   Run run;
-  for (const int64_t n : kSizes) {
+  for (const int64_t n : list_sizes) {
     counts.emplace_back(size_t(tiles_of(n)), -1);
     wanted.emplace_back(size_t(tiles_of(n)));
   }
   each_live(&bits, [&](size_t t, int64_t i) { ++wanted[t][size_t(i / kRankTile)]; });
-  for (size_t t = 0; t < kSizes.size(); ++t) {
+  for (size_t t = 0; t < list_sizes.size(); ++t) {
     words[t].insert(words[t].begin(), shift, ~0u);
     words[t].shrink_to_fit();
     Segment s;
-    s.numel = tiles_of(kSizes[t]);
+    s.numel = 32 * words_of(list_sizes[t]);
     s.data[0] = counts[t].data();
-    s.input = words[t].data() + shift;
-    s.input_numel = words_of(kSizes[t]);
+    s.mask = words[t].data() + shift;
     run.segments.push_back(s);
   }
   mask_count(run);
@@ -72,7 +72,7 @@ List<T> tied_scores(int shift, std::mt19937& random) {
 template <class T>
 std::vector<std::vector<uint32_t>> keys_of(List<T>& scores, const std::string& kind) {
   std::vector<std::vector<uint32_t>> keys;
-  for (const int64_t n : kSizes) keys.emplace_back(size_t(n));
+  for (const int64_t n : list_sizes) keys.emplace_back(size_t(n));
   each_live(nullptr, [&](size_t t, int64_t i) {
     keys[t][size_t(i)] =
         kind == "random" ? random_key_of(t, i) : score_keys<T>(kind == "abs")(scores.at(t, i));
@@ -91,7 +91,7 @@ struct Choice {
   List<T> scores;
   Masks bits, words;
   std::vector<std::vector<uint32_t>> keys;
-  ChunkPlan plan{kSizes};
+  ChunkPlan plan{list_sizes};
 
   Choice(int shift, const std::string& k, Among a, bool one_pool, std::mt19937& random)
       : kind(k),
@@ -102,12 +102,12 @@ struct Choice {
         words(random),
         keys(keys_of(scores, k)) {}
 
-  size_t pools() const { return single ? 1 : kSizes.size(); }
+  size_t pools() const { return single ? 1 : list_sizes.size(); }
   size_t pool(size_t t) const { return single ? 0 : t; }
   size_t chunk(size_t t, int64_t i) const { return size_t(plan.first_chunk[t] + i / kChunkSize); }
   // a key that occurs in the pool
   std::vector<int64_t> thresholds() const {
-    if (single) return {int64_t(keys.back()[4711])};
+    if (single) return {int64_t(keys.back()[4711 % keys.back().size()])};
     std::vector<int64_t> out;
     for (const auto& k : keys) out.push_back(k.empty() ? 0 : int64_t(k[k.size() / 2]));
     return out;
@@ -117,7 +117,7 @@ struct Choice {
   }
   Run run(Masks* out) {
     Run run = run_of(among == Among::kAll ? nullptr : &bits, scores);
-    for (size_t t = 0; t < kSizes.size(); ++t) {
+    for (size_t t = 0; t < list_sizes.size(); ++t) {
       if (out) run.segments[t].data[1] = out->words[t].data();
       run.segments[t].first = first_of(t);
     }
@@ -168,7 +168,7 @@ void writes(Choice<T>& x, bool accumulate) {
   });
   topk_write(x.run(&out), x.selection(thresholds), accumulate, ties.data());
   expect(out.words == wanted.words && ties == found, x.name("topk_write"));
-  for (size_t t = 0; t < kSizes.size(); ++t) {
+  for (size_t t = 0; t < list_sizes.size(); ++t) {
     for (int64_t c = x.plan.first_chunk[t]; c < x.plan.first_chunk[t + 1]; ++c) {
       before[size_t(c)] = take[x.pool(t)];
       take[x.pool(t)] += found[size_t(c)];
@@ -198,15 +198,19 @@ void selections(int shift, std::mt19937& random) {
 // columns of the matrix that each tensor is read as
 inline const std::array<int64_t, 6> kCols{0, 1, 7, 255, 64, 65537};
 
+inline int64_t cols_of(size_t t) {
+  return many_tensors() ? std::max(list_sizes[t], int64_t(1)) : kCols[t];
+}
+
 // Where an entry stands in its line, how long that is, and how far apart its entries are.
 struct Place {
   int64_t at, length, stride;
 
   Place(bool along_rows, size_t t, int64_t i) {
-    const int64_t row = i / kCols[t], col = i % kCols[t];
+    const int64_t cols = cols_of(t), row = i / cols, col = i % cols;
     at = along_rows ? col : row;
-    length = along_rows ? kCols[t] : kSizes[t] / kCols[t];
-    stride = along_rows ? 1 : kCols[t];
+    length = along_rows ? cols : list_sizes[t] / cols;
+    stride = along_rows ? 1 : cols;
   }
 };
 
@@ -228,14 +232,14 @@ void n_of_m(int shift, const std::string& kind, const Groups& groups, std::mt199
     if (better < groups.n) set_bit(wanted, t, i);
   });
   Run run;
-  for (size_t t = 0; t < kSizes.size(); ++t) {
+  for (size_t t = 0; t < list_sizes.size(); ++t) {
     Segment s;
-    s.numel = words_of(kSizes[t]);
+    s.numel = words_of(list_sizes[t]);
     s.data[0] = words.words[t].data();
     s.input = scores.data(t);
-    s.input_numel = kSizes[t];
+    s.input_numel = list_sizes[t];
     s.first = first_of(t);
-    s.cols = kCols[t];
+    s.cols = cols_of(t);
     run.segments.push_back(s);
   }
   const Selection selection{name_of<T>(), kind, &kScoreKey, nullptr, true, false};

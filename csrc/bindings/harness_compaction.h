@@ -1,4 +1,5 @@
-// The entries of a support in the harness: the block programs of csrc/phases/compaction.h.
+// The entries of a support in the harness: the block programs of csrc/phases/compaction.h and
+// csrc/phases/mask_count.h.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "../phases/compaction.h"
+#include "../phases/mask_count.h"
 #include "harness.h"
 
 namespace sk::harness {
@@ -16,25 +18,41 @@ inline Report live_mask(const Run& run, double lam, bool nonnegative) {
 
 // Runs block(exec, table, number) for every block of an op of tables of its own; add(ledger, s)
 // registers what a segment has.
-template <class Op, class Shared, class Add, class Block>
-Report each_entries(const Run& run, const Add& add, const Block& block) {
+template <class Op, class Shared, class State, class Add, class Block>
+Report each_entries(const char* kernel, const Run& run, const Add& add, const Block& block) {
   const ChunkPlan plan(numels_of(run.segments));
   const auto shared = std::make_unique<Shared>();
   Ledger ledger;
   for (const Segment& s : run.segments) add(ledger, s);
   ledger.add(shared.get(), sizeof(Shared), Kind::kShared);
   ledger.seal();
-  std::vector<phases::EntryThread> states(phases::kThreads);
-  return each_block<Op, false>(run, plan, ledger, [&](const auto& table, int32_t number) {
-    HostBlock<Shared, phases::EntryThread> exec{*shared, states, {&ledger}};
-    block(exec, table, number);
-  });
+  std::vector<State> states(phases::kThreads);
+  return each_block<Op, false>(
+      run, plan, ledger,
+      [&](const auto& table, int32_t number) {
+        HostBlock<Shared, State> exec{*shared, states, {&ledger}};
+        block(exec, table, number);
+      },
+      kernel);
+}
+
+// Of a segment: 32 entries for every word of the mask, and the counts as data[0].
+inline Report mask_count(const Run& run) {
+  return each_entries<phases::TileCounts, phases::CountShared, phases::CountThread>(
+      "count_kernel", run,
+      [&](Ledger& ledger, const Segment& s) {
+        ledger.add(s.mask, words_of(s.numel) * 4, run.kind());
+        ledger.add(s.data[0], tiles_of(s.numel) * 8, run.kind());
+      },
+      [](auto& exec, const auto& table, int32_t number) {
+        phases::count_block(exec, table, number);
+      });
 }
 
 // Of a segment: the mask and its ranks, the index as data[0] with its capacity.
 inline Report mask_index(const Run& run) {
-  return each_entries<phases::MaskIndex, phases::Places>(
-      run,
+  return each_entries<phases::MaskIndex, phases::Places, phases::EntryThread>(
+      "index_kernel", run,
       [&](Ledger& ledger, const Segment& s) {
         ledger.add(s.mask, words_of(s.numel) * 4, run.kind());
         ledger.add(s.data[0], s.capacity * 4, run.kind());
@@ -50,8 +68,8 @@ inline Report mask_index(const Run& run) {
 template <class T, bool kScatter>
 Report move_entries(const Run& run) {
   using Op = phases::MoveEntries<T, kScatter>;
-  return each_entries<Op, phases::EntryThread>(
-      run,
+  return each_entries<Op, phases::EntryThread, phases::EntryThread>(
+      "move_kernel", run,
       [&](Ledger& ledger, const Segment& s) {
         constexpr int64_t kBytes = sizeof(T);
         ledger.add(s.data[0], s.input_numel * s.cols * kBytes, run.kind());

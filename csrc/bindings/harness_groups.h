@@ -30,7 +30,7 @@ Report prox_lists(const phases::ProxLists<T>& op, const Run& run, const ProxResu
   const phases::ProxSizes sizes(run.segments);
   Report report;
   // every launch has a ledger of its own: it may read what the one before wrote
-  const auto launch = [&](bool wanted, const auto& program) {
+  const auto launch = [&](const char* kernel, bool wanted, const auto& program) {
     if (!wanted) return;
     Ledger ledger;
     for (const Segment& s : run.segments) {
@@ -45,28 +45,33 @@ Report prox_lists(const phases::ProxLists<T>& op, const Run& run, const ProxResu
     ledger.add(results.live, tensors * 8);
     ledger.add(results.groups, tensors * 8);
     ledger.seal();
-    const Report one =
-        each_block<Lists, false>(run, plan, ledger, [&](const ProxTable<T>& table, int32_t number) {
+    const Report one = each_block<Lists, false>(
+        run, plan, ledger,
+        [&](const ProxTable<T>& table, int32_t number) {
           HostBlock<ProxShared, ProxThread> block{*shared, states, {&ledger}};
           program(block, table, number);
-        });
+        },
+        kernel);
     report.launches += one.launches;
     report.blocks += one.blocks;
     report.ranges.insert(report.ranges.end(), one.ranges.begin(), one.ranges.end());
   };
-  launch(sizes.small, [&](auto& block, const ProxTable<T>& table, int32_t number) {
-    phases::prox_small_block(block, op, table, out, number);
-  });
-  launch(sizes.single, [&](auto& block, const ProxTable<T>& table, int32_t number) {
-    phases::prox_group_block(block, op, table, out, number);
-  });
-  launch(sizes.large, [&](auto& block, const ProxTable<T>& table, int32_t number) {
-    phases::prox_large_block(block, op, table, out, number);
-  });
+  launch("prox_small_kernel", sizes.small,
+         [&](auto& block, const ProxTable<T>& table, int32_t number) {
+           phases::prox_small_block(block, op, table, out, number);
+         });
+  launch("prox_group_kernel", sizes.single,
+         [&](auto& block, const ProxTable<T>& table, int32_t number) {
+           phases::prox_group_block(block, op, table, out, number);
+         });
+  launch("prox_large_kernel", sizes.large,
+         [&](auto& block, const ProxTable<T>& table, int32_t number) {
+           phases::prox_large_block(block, op, table, out, number);
+         });
   phases::for_each_table<Lists, false>(run.segments, plan, [&](const ProxTable<T>& table) {
     ++report.launches;
     for (int32_t row = 0; row < table.tensors; ++row) {
-      finish(values.data(), plan.chunks(), [&](Ledger& totals, auto& exec) {
+      finish("prox_value_kernel", values.data(), plan.chunks(), [&](Ledger& totals, auto& exec) {
         totals.add(results.value, tensors * 8);
         totals.seal();
         phases::prox_value_block<T>(exec, table, values.data(), results.value, row);

@@ -10,7 +10,9 @@
 
 namespace sk::harness {
 
-inline const std::vector<int64_t> kSizes{0, 1, 7, 65535, 65536, 65537};
+// Around a chunk; main goes on with more tensors than any table holds.
+inline std::vector<int64_t> list_sizes{0, 1, 7, 65535, 65536, 65537};
+inline bool many_tensors() { return list_sizes.size() > 6; }
 inline int failures = 0;
 
 // A list of tensors, each in an allocation of exactly its size, so that one byte beyond is caught.
@@ -20,7 +22,7 @@ struct List {
   int shift;
 
   List(int shift_bytes, std::mt19937& random) : shift(shift_bytes) {
-    for (const int64_t n : kSizes) {
+    for (const int64_t n : list_sizes) {
       memory.emplace_back(size_t(n) * sizeof(T) + size_t(shift));
       for (int64_t i = 0; i < n; ++i) {
         const float x = float(int32_t(random())) * 0x1p-30f;
@@ -39,7 +41,7 @@ struct List {
 struct Masks {
   std::vector<std::vector<uint32_t>> words;
   explicit Masks(std::mt19937& random) {
-    for (const int64_t n : kSizes) {
+    for (const int64_t n : list_sizes) {
       auto& w = words.emplace_back(size_t(words_of(n)));
       for (auto& word : w) word = random() % 3 == 0 ? 0u : (random() % 3 == 0 ? ~0u : random());
       if (n % 32) w.back() &= (1u << (n % 32)) - 1u;
@@ -61,9 +63,9 @@ inline void expect(bool same, const std::string& what) {
 template <class... T>
 Run run_of(Masks* masks, List<T>&... lists) {
   Run run;
-  for (size_t t = 0; t < kSizes.size(); ++t) {
+  for (size_t t = 0; t < list_sizes.size(); ++t) {
     Segment s;
-    s.numel = kSizes[t];
+    s.numel = list_sizes[t];
     int i = 0;
     ((s.data[i++] = lists.data(t)), ...);
     if (masks) s.mask = masks->words[t].data();
@@ -76,8 +78,8 @@ Run run_of(Masks* masks, List<T>&... lists) {
 // f(tensor, element) for all entries whose mask bit is set
 template <class F>
 void each_live(const Masks* masks, const F& f) {
-  for (size_t t = 0; t < kSizes.size(); ++t) {
-    for (int64_t i = 0; i < kSizes[t]; ++i) {
+  for (size_t t = 0; t < list_sizes.size(); ++t) {
+    for (int64_t i = 0; i < list_sizes[t]; ++i) {
       if (!masks || mask_bit(masks->words[t].data(), i)) f(t, i);
     }
   }

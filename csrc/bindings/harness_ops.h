@@ -197,6 +197,7 @@ inline void zo_key(int64_t* key, int64_t* counter, const int64_t* seed, uint32_t
     ledger.add(p, 8);
   ledger.seal();
   HostBlock<phases::KeyShared, phases::KeyThread> block{shared, states, {&ledger}};
+  walks["zo_key_kernel"];
   phases::key_block(block, key, counter, seed, stream);
 }
 

@@ -18,8 +18,6 @@ using phases::RankedTable;
 using phases::RankedThread;
 using phases::TieCounts;
 
-inline Report mask_count(const Run& run) { return for_each(MaskCount{}, run); }
-
 inline Report mask_apply(const Run& run, int bytes) {
   if (bytes == 2) return for_each(MaskApply<uint16_t>{}, run);
   if (bytes == 4) return for_each(MaskApply<uint32_t>{}, run);
@@ -55,7 +53,8 @@ inline Report mask_nm(const Run& run, const Selection& selection, int64_t n, int
 // Calls block(exec, op, table, number) for every block of a selection; add(ledger, plan, pools)
 // registers what the op has besides its lists.
 template <class Shared, class Add, class Block>
-Report each_ranked(const Run& run, const Selection& selection, const Add& add, const Block& block) {
+Report each_ranked(const char* kernel, const Run& run, const Selection& selection, const Add& add,
+                   const Block& block) {
   return selection.dispatch([&]<class Keys>(const Keys& keys) {
     const Ranked<Keys> op{keys, selection.pools, selection.single, selection.inverted};
     const ChunkPlan plan(numels_of(run.segments));
@@ -75,10 +74,12 @@ Report each_ranked(const Run& run, const Selection& selection, const Add& add, c
     ledger.seal();
     std::vector<RankedThread> states(phases::kThreads);
     return each_block<Ranked<Keys>, false>(
-        run, plan, ledger, [&](const RankedTable<Keys>& table, int32_t number) {
+        run, plan, ledger,
+        [&](const RankedTable<Keys>& table, int32_t number) {
           HostBlock<Shared, RankedThread> exec{*shared, states, {&ledger}};
           block(exec, op, table, number);
-        });
+        },
+        kernel);
   });
 }
 
@@ -86,7 +87,7 @@ inline Report topk_histogram(const Run& run, const Selection& selection, int shi
                              int64_t* counts) {
   const Digit digit{shift, bits};
   return each_ranked<HistogramShared>(
-      run, selection,
+      "histogram_kernel", run, selection,
       [&](Ledger& ledger, const ChunkPlan&, int64_t pools) {
         ledger.add(counts, (pools << bits) * 8);
       },
@@ -98,7 +99,7 @@ inline Report topk_histogram(const Run& run, const Selection& selection, int shi
 inline Report topk_write(const Run& run, const Selection& selection, bool accumulate,
                          int64_t* ties) {
   return each_ranked<MarksShared>(
-      run, selection,
+      "write_kernel", run, selection,
       [&](Ledger& ledger, const ChunkPlan& plan, int64_t) { ledger.add(ties, plan.chunks() * 8); },
       [&](auto& exec, const auto& op, const auto& table, int32_t number) {
         phases::write_block(exec, op, table, accumulate, ties, number);
@@ -107,7 +108,7 @@ inline Report topk_write(const Run& run, const Selection& selection, bool accumu
 
 inline Report topk_ties(const Run& run, const Selection& selection, const TieCounts& tie) {
   return each_ranked<MarksShared>(
-      run, selection,
+      "ties_kernel", run, selection,
       [&](Ledger& ledger, const ChunkPlan& plan, int64_t pools) {
         ledger.add(tie.counts, plan.chunks() * 8);
         ledger.add(tie.before, plan.chunks() * 8);

@@ -53,15 +53,16 @@ void prox_groups(int shift, std::mt19937& random) {
   for (const auto& cuts : kCuts) {
     List<float> duals(shift ? 4 : 0, random);
     List<T> params(shift, random), wanted = params;
-    const size_t count = kSizes.size();
+    const size_t count = list_sizes.size();
     std::vector<float> thresholds;
     std::vector<std::vector<uint8_t>> alive, flags;
     std::vector<int64_t> live(count), groups(count), wanted_live(count), wanted_groups(count);
     std::vector<double> value(count), wanted_value(count);
     Run run = run_of(nullptr, params, duals);
     for (size_t t = 0; t < count; ++t) {
-      const auto [cols, height, width] = cuts[t];
-      const Tiling tiling = make_tiling(kSizes[t], cols, height, width);
+      const int64_t all = std::max(list_sizes[t], int64_t(1));  // of many tensors each is a group
+      const auto [cols, height, width] = many_tensors() ? Cut{all, 1, all} : cuts[t];
+      const Tiling tiling = make_tiling(list_sizes[t], cols, height, width);
       alive.emplace_back(size_t(tiling.groups()), uint8_t(9));
       flags.emplace_back(alive[t]);
       for (int kind = 0; kind < 4; ++kind) {

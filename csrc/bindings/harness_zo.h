@@ -52,7 +52,7 @@ struct Coefficients {
 
 // Tensor t begins at number first + 37 t of its stream: every position in a call of Philox.
 inline Run placed(Run run, int64_t first) {
-  for (size_t t = 0; t < kSizes.size(); ++t) {
+  for (size_t t = 0; t < list_sizes.size(); ++t) {
     run.segments[t].first = first ? first + 37 * int64_t(t) : 0;
   }
   return run;
@@ -79,13 +79,21 @@ void random_sums(int shift, bool masked, int q, int64_t first, std::mt19937& ran
 }
 
 // A packed backup is taken, then is the source; a list of floats is the source.
-template <class T, class Numbers>
+template <class T, class Numbers, bool kSumsq>
 void random_sources(int shift, int64_t first, std::mt19937& random) {
   Saved<T> saved(Kept::kPacked, random);
   List<T> params(shift, random);
   const List<T> before = params;
   const Coefficients<Numbers> drawn(2);
   const Run run = saved.with(placed(run_of(saved.masks(), params), first));
+  const auto walk = [&]<class Source>(const std::string& what, const auto& pack, const Run& lists) {
+    const Drawn<ZoCombine<T, Source, kSumsq>, Numbers> op{{drawn.stream, nullptr, nullptr}};
+    const double sum = for_each_drawn(pack(op), lists).total;
+    if (!kSumsq) return;
+    const Drawn<ZoNorm2<float>, Numbers> norm2{{drawn.stream}};
+    expect(sum == for_each_sum(norm2, lists).total, "sum of squares of zo_combine " + what);
+  };
+  const auto packed = [](const auto& op) { return phases::packed(op); };
   auto wanted = saved.unperturbed(params);
   const auto move = [&](List<T>& list) {
     each_live(saved.masks(), [&](size_t t, int64_t i) {
@@ -93,15 +101,13 @@ void random_sources(int shift, int64_t first, std::mt19937& random) {
     });
   };
   move(wanted);
-  const Drawn<ZoCombine<T, FromEntries, false>, Numbers> feed{{drawn.stream, nullptr, nullptr}};
-  for_each(phases::packed(feed), run);
+  walk.template operator()<FromEntries>("from entries", packed, run);
   expect(params.memory == wanted.memory, "zo_combine from entries " + name_of<T>());
   params = before;
   wanted = before;
   move(wanted);
-  const Drawn<ZoCombine<T, InPlace, false>, Numbers> save{{drawn.stream, nullptr, nullptr}};
   const Run again = saved.with(placed(run_of(saved.masks(), params), first));
-  for_each(phases::packed(save), again);
+  walk.template operator()<InPlace>("with packed backup", packed, again);
   expect(params.memory == wanted.memory, "zo_combine with packed backup " + name_of<T>());
   std::vector<T> entries;
   auto old = before;
@@ -109,21 +115,34 @@ void random_sources(int shift, int64_t first, std::mt19937& random) {
   expect(std::memcmp(entries.data(), saved.packed.data(), entries.size() * sizeof(T)) == 0,
          "packed backup " + name_of<T>());
   List<float> masters(shift ? 4 : 0, random);
-  each_live(nullptr, [&](size_t t, int64_t i) {
-    const float x = masters.at(t, i) + drawn.sum(t, run.segments[t].first + i);
-    wanted.at(t, i) = store<T>(x);
-  });
-  const Drawn<ZoCombine<T, float, false>, Numbers> wide{{drawn.stream, nullptr, nullptr}};
-  for_each(wide, placed(run_of(nullptr, params, masters), first));
-  expect(params.memory == wanted.memory, "zo_combine from floats " + name_of<T>());
+  for (Masks* masks : {static_cast<Masks*>(nullptr), saved.masks()}) {
+    each_live(masks, [&](size_t t, int64_t i) {
+      const float x = masters.at(t, i) + drawn.sum(t, run.segments[t].first + i);
+      wanted.at(t, i) = store<T>(x);
+    });
+    const auto whole = [](const auto& op) { return op; };
+    const Run lists = placed(run_of(masks, params, masters), first);
+    params = wanted;
+    each_live(masks, [&](size_t t, int64_t i) { params.at(t, i) = T{}; });
+    walk.template operator()<float>("from floats", whole, lists);
+    expect(params.memory == wanted.memory, "zo_combine from floats " + name_of<T>());
+  }
 }
 
 template <class T>
 void random_sources(int shift, std::mt19937& random) {
   for (const int64_t first : {int64_t(0), int64_t(3)}) {
-    random_sources<T, phases::Normals>(shift, first, random);
-    random_sources<T, phases::Signs>(shift, first, random);
+    random_sources<T, phases::Normals, false>(shift, first, random);
+    random_sources<T, phases::Signs, false>(shift, first, random);
   }
+}
+
+// What the ops above leave out, once: the sums of squares, and fast normals.
+inline void random_sums_of_sources(int shift, std::mt19937& random) {
+  random_sources<bf16, phases::Normals, true>(shift, 3, random);
+  random_sources<bf16, phases::Signs, true>(shift, 3, random);
+  random_sources<bf16, phases::FastNormals, false>(shift, 3, random);
+  random_sources<bf16, phases::FastNormals, true>(shift, 3, random);
 }
 
 inline void step_key() {

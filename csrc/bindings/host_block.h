@@ -36,20 +36,23 @@ class Ledger {
   void add(const void* p, int64_t bytes, Kind kind = Kind::kGlobal) {
     if (bytes == 0) return;
     const auto begin = reinterpret_cast<uintptr_t>(p);
-    for (const Range& r : ranges_) {
-      if (r.begin == begin && r.end == begin + uintptr_t(bytes)) return;  // the same tensor twice
-    }
     ranges_.push_back({begin, begin + uintptr_t(bytes), kind});
   }
   // after the last add: accesses search
   void seal() {
-    std::sort(ranges_.begin(), ranges_.end(),
-              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    std::stable_sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) {
+      return a.begin < b.begin || (a.begin == b.begin && a.end < b.end);
+    });
+    const auto same = [](const Range& a, const Range& b) {  // the same tensor twice
+      return a.begin == b.begin && a.end == b.end;
+    };
+    ranges_.erase(std::unique(ranges_.begin(), ranges_.end(), same), ranges_.end());
   }
   void turn(int thread) { thread_ = thread; }
   void next_phase() { ++phase_; }
   void next_block() { block_ = ++phase_; }
   const std::vector<Range>& ranges() const { return ranges_; }
+  size_t widest() const { return widest_; }  // bytes of an access to a tensor
 
   // whether there is memory behind [p, p + bytes)
   bool access(const void* p, size_t bytes, bool store, bool atomic = false) {
@@ -57,6 +60,7 @@ class Ledger {
     if (address % bytes != 0) fail("misaligned access", address);
     Range& range = find(address, bytes);
     (store ? range.stored : range.loaded) += int64_t(bytes);
+    if (range.kind != Kind::kShared) widest_ = std::max(widest_, bytes);
     if (!atomic) check_race(address, bytes, store, range.kind == Kind::kShared);
     return range.kind != Kind::kVirtual;
   }
@@ -111,6 +115,7 @@ class Ledger {
   }
 
   std::vector<Range> ranges_;
+  size_t widest_ = 0;
   std::unordered_map<uintptr_t, Page> pages_;
   uintptr_t page_ = ~uintptr_t(0);
   Stamp* stamps_ = nullptr;

@@ -41,19 +41,6 @@ void live_mask_cuda(TensorList duals, TensorList words, double lam, bool nonnega
   for_each(live_mask<float>(lam, nonnegative), segments_with_input(words, duals), duals[0]);
 }
 
-// launch(table, stream) for every tensor table of the segments
-template <class Op, class F>
-void each_table(const std::vector<Segment>& segments, const Tensor& lead, const F& launch) {
-  static_assert(sizeof(EntryTable<Op>) <= phases::kParameterBytes);
-  const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
-  const cudaStream_t stream = current_stream(lead.get_device());
-  phases::for_each_table<Op, false>(segments, ChunkPlan(numels_of(segments)),
-                                    [&](const EntryTable<Op>& table) {
-                                      launch(table, unsigned(table.blocks()), stream);
-                                      STD_CUDA_KERNEL_LAUNCH_CHECK();
-                                    });
-}
-
 void mask_index_cuda(TensorList words, TensorList ranks, TensorList index) {
   if (words.empty()) return;
   check_mask_index(words, ranks, index);

@@ -41,15 +41,28 @@ template <class Op>
 void launch(const Op& op, const std::vector<Segment>& segments, const ChunkPlan& plan,
             const Outputs& out, int32_t device) {
   const cudaStream_t stream = current_stream(device);
-  // the ops on masks take none themselves, a packed backup comes with masks always
-  if constexpr (!phases::Traits<Op>::kInput) {
-    if (phases::Traits<Op>::kPacked || phases::any_masked(segments)) {
+  if constexpr (!phases::Traits<Op>::kInput) {  // the ops on masks take none themselves
+    if (phases::kMaskAlways<Op> || phases::any_masked(segments)) {
       return launch_masked<true>(op, segments, plan, out, stream);
     }
   }
-  if constexpr (!phases::Traits<Op>::kPacked) {
+  if constexpr (!phases::kMaskAlways<Op>) {
     launch_masked<false>(op, segments, plan, out, stream);
   }
+}
+
+// Of an op with a block program of its own: launch(table, blocks, stream) for every tensor table.
+template <class Op, class F>
+void each_table(const std::vector<Segment>& segments, const Tensor& lead, const F& launch) {
+  using Table = TableOf<Op, false>;
+  static_assert(sizeof(Table) <= phases::kParameterBytes);
+  const torch::stable::accelerator::DeviceGuard guard(lead.get_device());
+  const cudaStream_t stream = current_stream(lead.get_device());
+  phases::for_each_table<Op, false>(segments, ChunkPlan(numels_of(segments)),
+                                    [&](const Table& table) {
+                                      launch(table, unsigned(table.blocks()), stream);
+                                      STD_CUDA_KERNEL_LAUNCH_CHECK();
+                                    });
 }
 
 // The output is the stream; the input goes beside it, since its elements are of another number.

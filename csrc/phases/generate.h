@@ -1,4 +1,4 @@
-// Computed inputs: sums of random directions, and the words or bytes of a mask.
+// Computed inputs: sums of random directions, and the words of a mask.
 // The order of the fma is that of csrc/cpu/generate.h, so the bits are the same.
 #pragma once
 
@@ -170,37 +170,6 @@ SK_HD uint32_t computed(const MaskPack&, const Functor&, const Memory& memory, c
     load_elements<uint8_t, 32>(memory, p, left >= 32 ? 0xffffffffu : (1u << left) - 1u, x);
   }
   return MaskPack::word(x, 32, 0);
-}
-
-template <class Functor, class Memory, class Block>
-SK_HD uint8_t computed(const MaskUnpack&, const Functor&, const Memory& memory, const Block& block,
-                       int64_t index) {
-  const auto* words = reinterpret_cast<const uint32_t*>(block.input());
-  const uint32_t word = memory.load(words + index / 32);
-  return mask_bit(&word, index % 32);
-}
-
-// Ones of tile `index`, by 16-byte accesses where they are aligned.
-template <class Functor, class Memory, class Block>
-SK_HD int64_t computed(const MaskCount&, const Functor&, const Memory& memory, const Block& block,
-                       int64_t index) {
-  const char* p = block.input() + index * MaskCount::kWords * 4;
-  const int64_t left = block.input_numel() - index * MaskCount::kWords;
-  const int count = int(left < MaskCount::kWords ? left : MaskCount::kWords);
-  const bool aligned = reinterpret_cast<uintptr_t>(p) % 16 == 0;
-  int64_t ones = 0;
-  int w = 0;
-  if (aligned) {
-    SK_UNROLL(4)
-    for (; w + 4 <= count; w += 4) {
-      uint32_t words[4];
-      load_vector<uint32_t, 4>(memory, p + 4 * w, words);
-      SK_UNROLLED
-      for (int i = 0; i < 4; ++i) ones += popcount(words[i]);
-    }
-  }
-  for (; w < count; ++w) ones += popcount(memory.load(reinterpret_cast<const uint32_t*>(p) + w));
-  return ones;
 }
 
 }  // namespace sk::phases

@@ -5,7 +5,6 @@
 
 #include "../functors/bregman_step.h"
 #include "../functors/mask_apply.h"
-#include "../functors/mask_count.h"
 #include "../functors/mask_pack.h"
 #include "../functors/masked_perturb.h"
 #include "../functors/norm.h"
@@ -47,6 +46,7 @@ struct DefaultTraits {
   static constexpr bool kSigns = false;   // of signs, else normals
   static constexpr bool kFast = false;    // of fast normals
   static constexpr bool kInput = false;   // computed input: from another list
+  static constexpr bool kBits = false;    // which are the bits of its words
   static constexpr int kInputBytes = 0;   // of an element of that list
 };
 
@@ -73,11 +73,7 @@ struct Traits<MaskPack> : DefaultTraits {
 template <>
 struct Traits<MaskUnpack> : DefaultTraits {
   static constexpr bool kInput = true;
-  static constexpr int kInputBytes = 4;
-};
-template <>
-struct Traits<MaskCount> : DefaultTraits {
-  static constexpr bool kInput = true;
+  static constexpr bool kBits = true;
   static constexpr int kInputBytes = 4;
 };
 

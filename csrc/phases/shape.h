@@ -19,6 +19,13 @@ constexpr int widest(StreamList<S...>) {
   return sizeof...(S) == 0 ? 4 : bytes;
 }
 template <class... S>
+constexpr int narrowest(StreamList<S...>) {
+  int bytes = 16;
+  ((bytes = int(sizeof(typename S::Storage)) < bytes ? int(sizeof(typename S::Storage)) : bytes),
+   ...);
+  return bytes;
+}
+template <class... S>
 constexpr int bytes_read(StreamList<S...>) {
   return (0 + ... + (S::role == Role::kOut ? 0 : int(sizeof(typename S::Value))));
 }
@@ -34,15 +41,17 @@ struct Shape {
   // one Philox call, or two where there is nothing else to hold
   static constexpr bool kHolds = Op::Lists::size > 1 || (kSum && Op::Lists::size > 0);
   static constexpr int kNormals = kHolds || T::kPacked ? 4 : 8;
-  // 16-bit normals with a source take 8 bytes at a time: with 16 they spill on sm_80, and it is
-  // instructions that bound them, not memory
+  // 16-bit normals with a source or a packed backup take 8 bytes at a time: with 16 they spill on
+  // sm_80 or sm_100, and it is instructions that bound them, not memory
   static constexpr bool kDraws = T::kRandom && !T::kSigns;
-  static constexpr bool kSourced = Op::Lists::size > 1 || kFromBackup<Op>;
+  static constexpr bool kSourced = Op::Lists::size > 1 || kFromBackup<Op> || T::kPacked;
   static constexpr int kGroup = kDraws && kSourced && kNormals < kFit ? kNormals : kFit;
   static constexpr int V = kSum || kFit < 4 || kFit * kWords > 24 ? kLanes / kThreads : kGroup;
   static constexpr int kRegisters = V * bytes_read(typename Op::Lists{}) / 4;  // of one group
-  // a stream that comes from two places stands in registers twice
-  static constexpr int kFew = kFromBackup<Op> ? 4 : 8;
+  // a stream that comes from two places stands in registers twice; so does one of 16 bits among
+  // wider ones, as it is and as a float
+  static constexpr bool kMixed = narrowest(typename Op::Lists{}) < widest(typename Op::Lists{});
+  static constexpr int kFew = kFromBackup<Op> || kMixed ? 4 : 8;
   static constexpr int kLoads = kRegisters <= kFew ? 4 : (kRegisters <= 12 ? 2 : 1);
   static constexpr int kSigned = V == 4 || kFromBackup<Op> ? 8 : 16;
   static constexpr int kElements = !T::kRandom ? 16 : (T::kSigns ? kSigned : kNormals);  // at most

@@ -233,11 +233,21 @@ struct Step {
     }
   }
 
+  // of group u, where the computed input is bits: they stand in one word
+  SK_HD uint32_t input_bits(int u) const {
+    if constexpr (Traits<Op>::kBits) {
+      static_assert(32 % V == 0);
+      const auto* words = reinterpret_cast<const uint32_t*>(block.input()) + block.begin / 32;
+      return memory.load(words + (element(u) >> 5)) >> (element(u) & 31);
+    }
+    return 0;
+  }
   template <class Functor>
   SK_HD void compute(const Functor& functor, int u, uint32_t live, Thread<Op>& state) {
+    const uint32_t word = input_bits(u);
     SK_UNROLLED
     for (int i = 0; i < V; ++i) {
-      const auto result = call(functor, u, i, live, state);
+      const auto result = call(functor, u, i, live, word, state);
       const bool counts = (kWhole && !kMasked) || ((live >> i) & 1u);
       if constexpr (Op::kReduce == Reduce::kSum) {
         state.lanes[i] = counts ? state.lanes[i] + result : state.lanes[i];
@@ -246,10 +256,13 @@ struct Step {
     }
   }
   template <class Functor>
-  SK_HD auto call(const Functor& functor, int u, int i, uint32_t live, const Thread<Op>& state) {
+  SK_HD auto call(const Functor& functor, int u, int i, uint32_t live, uint32_t word,
+                  const Thread<Op>& state) {
     const int r = kWhole ? u : 0;
     if constexpr (Traits<Op>::kRandom) {
       return streams.call(functor, r, i, state.s[u][i]);
+    } else if constexpr (Traits<Op>::kBits) {
+      return streams.call(functor, r, i, MathOf<Op>((word >> i) & 1u));
     } else if constexpr (Traits<Op>::kInput) {
       const int64_t index = block.begin + element(u) + i;
       MathOf<Op> x = 0;

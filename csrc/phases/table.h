@@ -93,6 +93,10 @@ struct Table {
 template <class Op, bool kMasked>
 using TableOf = Table<Slots<Op, kMasked>::kCount>;
 
+// Comes with masks always: a packed backup, or an op that clears where they are 0.
+template <class Op>
+inline constexpr bool kMaskAlways = Traits<Op>::kPacked || mask_flip<Op>() != 0;
+
 // Masks come for all tensors of a call or for none; an empty tensor's may have no address.
 inline bool any_masked(const std::vector<Segment>& segments) {
   return std::any_of(segments.begin(), segments.end(),

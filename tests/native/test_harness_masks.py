@@ -102,14 +102,12 @@ def test_masks_past_2_to_the_32(core):
     )
     read = {r.begin: (r.loaded, r.stored) for r in core.mask_apply(apply, 4).ranges}
     assert read[1 << 50] == (0, 0)  # every bit reads as 1
-    tiles = -(-HUGE // 8192)
     words = -(-HUGE // 32)
-    count = core.Segment(tiles, [1 << 50], input=1 << 52, input_numel=words)
-    report = core.mask_count(core.Run([count], backed=False, chunks=[tiles // CHUNK]))
+    count = core.Segment(32 * words, [1 << 50], mask=1 << 52)
+    report = core.mask_count(core.Run([count], backed=False, chunks=HUGE_CHUNKS))
     read = {r.begin: (r.loaded, r.stored) for r in report.ranges}
-    first = tiles // CHUNK * CHUNK
-    assert read[1 << 50] == (0, 8 * (tiles - first))
-    assert read[1 << 52] == (4 * (words - 256 * first), 0)
+    assert read[1 << 50] == (0, 8 * (4 * 8 + 1))
+    assert read[1 << 52] == (4 * (4 * CHUNK // 32 + 1), 0)
     assert last == HUGE_CHUNKS[-1]
     rows = HUGE // 13
     for along_rows, cols in ((True, 13), (False, rows)):

@@ -163,6 +163,14 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
         run = virtual(core, 2, masked=masked, saved=True, shift=shift, uid=3)
         sums = core.zo_combine(run, "float32", "list", stream.directions, 0, 0, True)
         assert traffic(sums.report)[:2] == [(n, n), (n, 0)]
+        run = virtual(core, 0, masked=masked, uid=3)  # numel and mask only
+        gram = torch.zeros(2, 2, dtype=torch.float64)
+        for report in (
+            core.zo_norm2(run, stream.directions).report,
+            core.zo_gram(run, stream.directions, gram.data_ptr()),
+        ):
+            assert report.blocks == len(CHUNKS)
+            assert [r[0] >= ELEMENTS // 8 for r in traffic(report)] == [True] * masked
 
 
 @pytest.mark.parametrize("shift", [0, 4])
@@ -183,6 +191,13 @@ def test_packed_addresses_past_2_to_the_32(core, shift):
     report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False, 0)
     assert traffic(report)[:3] == [(0, n), (n, 0), (n, n)]
     assert traffic(report)[-1] == (n, 0)
+    for distribution in DISTRIBUTIONS:
+        stream = Stream(core, 2, distribution, 7, listed=False)
+        for source, entries in (("saved", (0, n)), ("entries", (n, 0))):
+            run = virtual(core, 1, **options, uid=3)
+            sums = core.zo_combine(run, "float32", source, stream.directions, 0, 0, True)
+            params = (n if source == "saved" else 0, n)
+            assert (traffic(sums.report)[0], traffic(sums.report)[-1]) == (params, entries)
     short = {**options, "capacity": HUGE + before - 1}  # the last chunk has no place
     report = core.restore(virtual(core, 1, **short), 4)
     left = 4 * (ELEMENTS - HUGE % CHUNK)

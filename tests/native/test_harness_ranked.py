@@ -31,10 +31,11 @@ def test_mask_count(core, name, shift):
     wanted = clones(counts)
     reference.mask_count_ref(words, wanted)
     segments = [
-        core.Segment(c.numel(), [c.data_ptr()], input=w.data_ptr(), input_numel=w.numel())
+        core.Segment(32 * w.numel(), [c.data_ptr()], mask=w.data_ptr())
         for c, w in zip(counts, words, strict=True)
     ]
-    core.mask_count(core.Run(segments))
+    report = core.mask_count(core.Run(segments))
+    assert report.blocks == chunks_of(lists.sizes)
     assert_same(counts, wanted, "counts")
     lists.check_guards()
 
