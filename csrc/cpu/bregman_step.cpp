@@ -13,11 +13,12 @@
 
 namespace sk::cpu {
 
-Tensor linbreg_step_cpu(TensorList params, TensorList grads, TensorList duals,
-                        TensorList momentum_buffers, TensorList active, double lr, double lam,
-                        double delta, double momentum, std::string momentum_form, bool nesterov,
-                        double weight_decay, bool maximize, bool nonnegative, bool readout,
-                        double dual_leak, double fine_scale, std::optional<Tensor> scalars) {
+Tensor linbreg_step_cpu(const TensorList& params, const TensorList& grads, const TensorList& duals,
+                        const TensorList& momentum_buffers, const TensorList& active, double lr,
+                        double lam, double delta, double momentum, std::string momentum_form,
+                        bool nesterov, double weight_decay, bool maximize, bool nonnegative,
+                        bool readout, double dual_leak, double fine_scale,
+                        std::optional<Tensor> scalars) {
   constexpr const char* kOp = "linbreg_step_";
   if (params.empty()) return live_result({});
   const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active,
@@ -45,13 +46,13 @@ Tensor linbreg_step_cpu(TensorList params, TensorList grads, TensorList duals,
   });
 }
 
-Tensor adabreg_step_cpu(TensorList params, TensorList grads, TensorList duals, TensorList exp_avgs,
-                        TensorList exp_avg_sqs, TensorList counts, TensorList active, double lr,
-                        double lam, double delta, double beta1, double beta2, double eps,
-                        double weight_decay, bool maximize, bool nonnegative, bool readout,
-                        double dual_leak, double fine_scale, int64_t step,
-                        std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts,
-                        std::optional<Tensor> scalars) {
+Tensor adabreg_step_cpu(const TensorList& params, const TensorList& grads, const TensorList& duals,
+                        const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                        const TensorList& counts, const TensorList& active, double lr, double lam,
+                        double delta, double beta1, double beta2, double eps, double weight_decay,
+                        bool maximize, bool nonnegative, bool readout, double dual_leak,
+                        double fine_scale, int64_t step, std::optional<Tensor> step_sizes,
+                        std::optional<Tensor> bias2_sqrts, std::optional<Tensor> scalars) {
   constexpr const char* kOp = "adabreg_step_";
   if (params.empty()) return live_result({});
   const ScalarType dtype = check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts,

@@ -30,7 +30,7 @@ SK_CLONES void live_chunk(const typename LiveMask<T>::Functor& functor, const T*
   for (int w = 0; w * 32 < n; ++w) words[first / 32 + w] = bits_of_bytes(live + 32 * w);
 }
 
-void live_mask_cpu(TensorList duals, TensorList words, double lam, bool nonnegative) {
+void live_mask_cpu(const TensorList& duals, const TensorList& words, double lam, bool nonnegative) {
   if (duals.empty()) return;
   const ScalarType dtype = check_live_mask(duals, words);
   const auto segments = make_segments({&duals, &words}, {}, {});
@@ -71,7 +71,7 @@ SK_CLONES void index_tile(const Segment& segment, int64_t begin, int64_t end, On
   }
 }
 
-void mask_index_cpu(TensorList words, TensorList ranks, TensorList index) {
+void mask_index_cpu(const TensorList& words, const TensorList& ranks, const TensorList& index) {
   if (words.empty()) return;
   check_mask_index(words, ranks, index);
   const auto segments = index_segments(words, ranks, index);
@@ -176,13 +176,13 @@ void move_entries(const char* op, const TensorList& tensors, const TensorList& i
   });
 }
 
-void gather_entries_cpu(TensorList tensors, TensorList index, std::vector<int64_t> runs,
-                        TensorList values) {
+void gather_entries_cpu(const TensorList& tensors, const TensorList& index,
+                        const std::vector<int64_t>& runs, const TensorList& values) {
   move_entries<false>("gather_entries_", tensors, index, runs, values);
 }
 
-void scatter_entries_cpu(TensorList tensors, TensorList index, std::vector<int64_t> runs,
-                         TensorList values) {
+void scatter_entries_cpu(const TensorList& tensors, const TensorList& index,
+                         const std::vector<int64_t>& runs, const TensorList& values) {
   move_entries<true>("scatter_entries_", tensors, index, runs, values);
 }
 

@@ -12,7 +12,7 @@ SK_CLONES void count_chunk(const uint32_t* words, int64_t begin, int64_t end, in
   }
 }
 
-void mask_count_cpu(TensorList words, TensorList counts) {
+void mask_count_cpu(const TensorList& words, const TensorList& counts) {
   if (words.empty()) return;
   check_mask_count(words, counts);
   const auto segments = make_segments({&words, &counts}, {}, {});

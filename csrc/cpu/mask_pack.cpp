@@ -16,7 +16,7 @@ SK_CLONES void pack_chunk(const Segment& segment, int64_t begin, int64_t end) {
   if (end % 32) words[whole] = MaskPack::word(bytes, segment.numel, whole);
 }
 
-void mask_pack_cpu(TensorList masks, TensorList words) {
+void mask_pack_cpu(const TensorList& masks, const TensorList& words) {
   if (masks.empty()) return;
   check_words("mask_pack_", masks, words);
   const auto segments = make_segments({&masks, &words}, {}, {});
@@ -41,7 +41,7 @@ struct UnpackedWords : MaskUnpack {
   }
 };
 
-void mask_unpack_cpu(TensorList words, TensorList masks) {
+void mask_unpack_cpu(const TensorList& words, const TensorList& masks) {
   if (masks.empty()) return;
   check_words("mask_unpack_", masks, words);
   std::vector<const void*> inputs;

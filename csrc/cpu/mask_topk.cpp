@@ -162,9 +162,9 @@ struct Pools {
   int64_t of(int t) const { return values[number(t)]; }
 };
 
-Tensor topk_histogram_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                          std::vector<int64_t> firsts, TensorList among, bool inverted,
-                          Tensor prefix, int64_t shift, int64_t bits) {
+Tensor topk_histogram_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                          const std::vector<int64_t>& firsts, const TensorList& among,
+                          bool inverted, Tensor prefix, int64_t shift, int64_t bits) {
   constexpr const char* kOp = "topk_histogram";
   check_digit(shift, bits, scores.empty() ? 64 : bits_of_key(kind, scores));
   Tensor out =
@@ -192,9 +192,9 @@ Tensor topk_histogram_cpu(TensorList scores, std::string kind, std::optional<Ten
 
 struct NoScratch {};
 
-Tensor topk_write_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                      std::vector<int64_t> firsts, TensorList among, bool inverted,
-                      Tensor threshold, TensorList words, bool accumulate) {
+Tensor topk_write_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                      const std::vector<int64_t>& firsts, const TensorList& among, bool inverted,
+                      Tensor threshold, const TensorList& words, bool accumulate) {
   constexpr const char* kOp = "topk_write_";
   Tensor out = torch::stable::new_zeros(threshold, {count_chunks(scores)}, ScalarType::Long);
   if (scores.empty()) return out;
@@ -218,9 +218,10 @@ Tensor topk_write_cpu(TensorList scores, std::string kind, std::optional<Tensor>
   return out;
 }
 
-void topk_ties_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                   std::vector<int64_t> firsts, TensorList among, bool inverted, Tensor threshold,
-                   Tensor counts, Tensor before, Tensor take, TensorList words) {
+void topk_ties_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                   const std::vector<int64_t>& firsts, const TensorList& among, bool inverted,
+                   Tensor threshold, Tensor counts, Tensor before, Tensor take,
+                   const TensorList& words) {
   constexpr const char* kOp = "topk_ties_";
   if (scores.empty()) return;
   const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);

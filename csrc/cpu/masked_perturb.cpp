@@ -9,9 +9,9 @@
 
 namespace sk::cpu {
 
-void masked_perturb_cpu(TensorList params, TensorList grads, Tensor norm, double rho,
-                        TensorList masks, TensorList backup, TensorList ranks, bool adaptive,
-                        double eta, double eps, std::optional<Tensor> device_rho) {
+void masked_perturb_cpu(const TensorList& params, const TensorList& grads, Tensor norm, double rho,
+                        const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                        bool adaptive, double eta, double eps, std::optional<Tensor> device_rho) {
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
   const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup, ranks);

@@ -9,11 +9,12 @@
 
 namespace sk::cpu {
 
-void restore_adamw_cpu(TensorList params, TensorList grads, TensorList exp_avgs,
-                       TensorList exp_avg_sqs, TensorList masks, TensorList backup,
-                       TensorList ranks, Tensor step_sizes, Tensor bias2_sqrts, double lr,
-                       double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-                       bool maximize, std::optional<Tensor> skip, std::optional<Tensor> inv_scale,
+void restore_adamw_cpu(const TensorList& params, const TensorList& grads,
+                       const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                       const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                       Tensor step_sizes, Tensor bias2_sqrts, double lr, double beta1, double beta2,
+                       double eps, double weight_decay, bool decoupled, bool maximize,
+                       std::optional<Tensor> skip, std::optional<Tensor> inv_scale,
                        std::optional<Tensor> device_shrink) {
   constexpr const char* kOp = "restore_adamw_";
   if (params.empty()) return;

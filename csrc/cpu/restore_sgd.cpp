@@ -9,11 +9,12 @@
 
 namespace sk::cpu {
 
-void restore_sgd_cpu(TensorList params, TensorList grads, TensorList momentum_buffers,
-                     TensorList masks, TensorList backup, TensorList ranks, double lr,
-                     double momentum, double dampening, bool nesterov, double weight_decay,
-                     bool maximize, bool first, std::optional<Tensor> skip,
-                     std::optional<Tensor> inv_scale, std::optional<Tensor> device_lr) {
+void restore_sgd_cpu(const TensorList& params, const TensorList& grads,
+                     const TensorList& momentum_buffers, const TensorList& masks,
+                     const TensorList& backup, const TensorList& ranks, double lr, double momentum,
+                     double dampening, bool nesterov, double weight_decay, bool maximize,
+                     bool first, std::optional<Tensor> skip, std::optional<Tensor> inv_scale,
+                     std::optional<Tensor> device_lr) {
   constexpr const char* kOp = "restore_sgd_";
   if (params.empty()) return;
   const ScalarType dtype =

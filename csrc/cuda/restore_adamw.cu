@@ -7,10 +7,11 @@
 
 namespace sk::cuda {
 
-void restore_adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs,
-                        TensorList exp_avg_sqs, TensorList masks, TensorList backup,
-                        TensorList ranks, Tensor step_sizes, Tensor bias2_sqrts, double lr,
-                        double beta1, double beta2, double eps, double weight_decay, bool decoupled,
+void restore_adamw_cuda(const TensorList& params, const TensorList& grads,
+                        const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                        const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                        Tensor step_sizes, Tensor bias2_sqrts, double lr, double beta1,
+                        double beta2, double eps, double weight_decay, bool decoupled,
                         bool maximize, std::optional<Tensor> skip, std::optional<Tensor> inv_scale,
                         std::optional<Tensor> device_shrink) {
   constexpr const char* kOp = "restore_adamw_";
