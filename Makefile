@@ -7,9 +7,9 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STAMPS := $(VENV)/.stamps
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,backup bregman compaction groups masks random steps zo))) \
+INTERPRETED := $(addprefix tests/kernels/test_triton,.py $(addprefix _,$(addsuffix .py,autotune backup bregman compaction groups masks random steps zo))) \
     tests/optim/test_optim_triton.py tests/optim/test_optim_triton_bregman.py
-FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint test-cpu test-triton compile-checks bench clean
 
@@ -43,7 +43,8 @@ test-cpu: $(STAMPS)/installed
 test-triton: $(STAMPS)/installed
 	TRITON_INTERPRET=1 $(PYTEST) -m "not slow and not large" $(INTERPRETED)
 
-# what needs nvcc, or more than a minute: CUDA for three architectures, the compiled wheel, long tests
+# what needs nvcc, or more than a minute: CUDA for three architectures, the compiled wheel, the CPU
+# kernels' machine code and instruction counts, sanitizers, long tests
 compile-checks: $(STAMPS)/installed
 	$(PYTEST) --dist loadfile -m "slow and not large"  # fixtures of a file compile things once
 

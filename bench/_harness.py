@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from sparse_optim.demo.machine import machine_name
@@ -51,17 +53,57 @@ class Samples:
     def median(self) -> float:
         return statistics.median(self.device)
 
+    @property
+    def host_median(self) -> float:
+        return statistics.median(self.host)
+
+
+def last_level_cache(device: str) -> int:
+    """Bytes; 32 MiB where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip()).groups()  # type: ignore[union-attr]
+        sizes.append(int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit])
+    return max(sizes, default=32 << 20)
+
+
+class Flush:
+    """Reads a buffer of four times the last-level cache, so that what was there is not.
+
+    It does not write: dirty lines would be written back in somebody else's time.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.bytes = 4 * last_level_cache(device)
+        self.buffer = torch.ones(self.bytes // 4, device=device)
+
+    def needed(self, working_set: float) -> bool:
+        return working_set < self.bytes
+
+    def __call__(self) -> None:
+        self.buffer.sum()
+
 
 def interleave(
-    variants: dict[str, Callable[[], object]], device: str, rounds: int
+    variants: dict[str, Callable[[], object]],
+    device: str,
+    rounds: int,
+    flush: Callable[[], None] | None = None,
 ) -> dict[str, Samples]:
-    """Run every variant once per round, in turn, after one untimed call of each."""
+    """Run every variant once per round, in turn, after one untimed call of each.
+
+    ``flush`` is called before every timed call, outside its time.
+    """
     for run in variants.values():
         run()
     synchronize(device)
     samples = {name: Samples() for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
+            if flush is not None:
+                flush()
             seconds, host = time_once(run, device)
             samples[name].device.append(seconds)
             samples[name].host.append(host)
@@ -95,9 +137,29 @@ def count_calls(run: Callable[[], object]) -> int:
     return counter.count
 
 
+def count_launches(run: Callable[[], object]) -> int:
+    """Kernels that one step launches on the GPU, as the profiler sees them; copies do not count."""
+    run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(
+        e.count
+        for e in profile.key_averages()
+        if e.device_type == torch.autograd.DeviceType.CUDA
+        and not e.key.startswith(("Memcpy", "Memset"))
+    )
+
+
 def ratio(slow: Samples, fast: Samples) -> float:
     """Median over the rounds of slow / fast: numbers of different moments do not divide."""
     return statistics.median(s / f for s, f in zip(slow.device, fast.device, strict=True))
+
+
+def host_difference(many: Samples, one: Samples) -> float:
+    """Median over the rounds of the host seconds of one beyond those of the other."""
+    return statistics.median(m - o for m, o in zip(many.host, one.host, strict=True))
 
 
 def commit() -> str:

@@ -3,7 +3,8 @@
 #   bench/gpu_all.sh [OUT]      OUT (default out/gpu): logs and bench rows land here
 #   STEPS='build|tests' bench/gpu_all.sh      only the steps whose names match
 # Uses the python3 on PATH, which must have a CUDA build of torch >= 2.11, triton and pytest, and an
-# nvcc of torch's CUDA major. Commit what comes back in OUT/*.csv under bench/results/.
+# nvcc of torch's CUDA major. Commit what comes back in OUT/gpu_* under bench/results/, the picture
+# under docs/results/.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-${OUT:-out/gpu}}
@@ -31,22 +32,33 @@ step tests-kernels 500 python3 -m pytest -q --maxfail=20 \
   --ignore-glob='*test_triton*'
 # the optimizers' tests use CPU tensors: here they check that this machine's build is sound
 step tests-optim 300 python3 -m pytest -q tests/optim
+step tests-capture 300 python3 -m pytest -q tests/optim/test_optim_capture_cuda.py \
+  tests/optim/test_optim_zo_cuda.py
 for tool in memcheck racecheck; do
   step "sanitizer-$tool" 300 compute-sanitizer --tool $tool --error-exitcode 9 \
     python3 bench/sanitize.py
 done
+bench() { # bench NAME SECONDS OPTIONS...: rows to OUT/SUITE.csv, one document to OUT/NAME.json
+  local name=$1 limit=$2
+  shift 2
+  step "bench-$name" "$limit" python3 -m bench --device cuda --backend all "$@" \
+    --csv "$OUT/gpu_{suite}.csv" --json "$OUT/gpu_$name.json"
+}
+large=(--elements 67108864)
 for dtype in fp32 bf16; do
-  step "bench-1x64M-$dtype" 300 python3 -m bench --device cuda --backend all --dtype $dtype \
-    --elements 67108864 --csv "$OUT/gpu.csv"
-  step "bench-512x1k-$dtype" 200 python3 -m bench --device cuda --backend all --dtype $dtype \
-    --tensors 512 --elements 1024 --no-compile --csv "$OUT/gpu.csv"
-  step "bench-sam-$dtype" 300 python3 -m bench --suite sam --device cuda --backend all \
-    --dtype $dtype --elements 67108864 --csv "$OUT/gpu_sam.csv"
+  for suite in sam bregman masks; do
+    bench $suite-$dtype 550 --suite $suite --dtype $dtype "${large[@]}"
+  done
+  bench zo-$dtype 550 --suite zo --dtype $dtype "${large[@]}"
+  bench models-$dtype 550 --suite models --dtype $dtype --no-compile \
+    --model vit_b_16,gpt2,tinyllama_1b
 done
-step bench-zo 600 python3 -m bench --suite zo --device cuda --backend all --elements 67108864 \
-  --csv "$OUT/gpu_zo.csv"
-for dtype in fp32 bf16; do
-  step "bench-bregman-$dtype" 400 python3 -m bench --suite bregman --device cuda --backend all \
-    --dtype $dtype --elements 67108864 --csv "$OUT/gpu_bregman.csv"
-done
+bench host 550 --suite host
+# compiling a whole list takes longer than its steps: the smallest model only
+bench models-resnet50 550 --suite models --model resnet50
+if ls "$OUT"/gpu_*.csv >/dev/null 2>&1; then
+  step picture 60 python3 -m bench.plot "$OUT"/gpu_*.csv --out "$OUT/roofline_gpu.png"
+  step targets 60 python3 -m bench --stored "$OUT"/gpu_*.csv
+  cat "$OUT/targets.log"
+fi
 exit $status

@@ -1,35 +1,27 @@
-"""``--suite sam``: whole steps of SAM and Sparse SAM without forward and backward, and mask ops.
+"""``--suite sam``: whole steps of SAM and Sparse SAM without forward and backward, and parts.
 
 A step is the ascent at w and the descent at w + e with the base optimizer's update, through the
 package's optimizers, on gradients that stay as they are. Beside it the published code in eager
 PyTorch with the same masks (davda54/sam for SAM, the released Sparse SAM code for the others; its
 base is torch's own optimizer), and torch.compile of the same mathematics in two graphs, between
 which the second backward would lie. Learning rates are tiny, so that values stay where they are.
+The operations by themselves are in step_cases.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from sparse_optim import SAM, SSAM, BitMask, RandomMask
+from sparse_optim import SAM, SSAM, RandomMask
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD
 
-import sparse_kernels as sk
-
-from .cases import Case, Data, parameters, per_backend
-
-LR, RHO, MOMENTUM, DECAY = 1e-7, 1e-6, 0.9, 5e-4
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-SGD_OPTIONS = {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
-BASES: dict[str, tuple[type[Optimizer], dict[str, Any], float]] = {
-    # class, options, passes of the least base step that restores as it goes
-    "sgd": (SGD, SGD_OPTIONS, 5),
-    "adamw": (AdamW, {"lr": LR, "weight_decay": DECAY}, 7),
-}
+from . import step_cases
+from .cases import BITS, Case, Data, Make, Pass, parameters, per_backend, touched
+from .step_cases import BASES, RHO, SGD_OPTIONS, base_graph, base_pass
 
 
 def _both_steps(optimizer: Callable[[str], SAM]) -> Callable[[str], None]:
@@ -48,30 +40,9 @@ def _scale(grads: list[Tensor], params: list[Tensor], adaptive: bool) -> Tensor:
     return RHO / (torch.norm(torch.stack(norms), p=2) + 1e-12)
 
 
-def base_graph(base: str, params: list[Tensor], data: Data) -> Callable[[list[Tensor]], None]:
-    """The base step as a graph: from weights that are given, into the parameters."""
-    first = [torch.zeros_like(p) for p in params]
-    second = [torch.zeros_like(p) for p in params]
-
-    def sgd(weights: list[Tensor]) -> None:
-        for p, w, g, b in zip(params, weights, data.grads, first, strict=True):
-            d = g + DECAY * w
-            b.mul_(MOMENTUM).add_(d)
-            p.copy_(w - LR * b)
-
-    def adamw(weights: list[Tensor]) -> None:
-        for p, w, g, a, u in zip(params, weights, data.grads, first, second, strict=True):
-            a.lerp_(g, 1 - BETA1)
-            u.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-            denominator = u.sqrt() / (1 - BETA2**9) ** 0.5 + EPS
-            p.copy_(w * (1 - LR * DECAY) - LR / (1 - BETA1**9) * a / denominator)
-
-    return {"sgd": sgd, "adamw": adamw}[base]
-
-
 def sam_step(data: Data, base: str, adaptive: bool = False) -> Case:
     """SAM or adaptive SAM around a base optimizer; the published code swaps tensors to restore."""
-    base_cls, options, passes = BASES[base]
+    base_cls, options, _ = BASES[base]
     shadow = [nn.Parameter(p.clone()) for p in data.params]  # eager's own: it changes their storage
     for p, g in zip(shadow, data.grads, strict=True):
         p.grad = g
@@ -111,12 +82,18 @@ def sam_step(data: Data, base: str, adaptive: bool = False) -> Case:
             **options,
         )
     )  # fmt: skip
-    # norm: g (w); ascent: g, w, w, backup; base step from the backup
-    count = (2 if adaptive else 1) + 4 + passes
-    name = f"{'asam' if adaptive else 'sam'} + {base}"
-    fused = _both_steps(optimizer)
+    norm, ascent = (
+        Pass((data.size,) * (1 + adaptive)),
+        Pass((data.size,), (data.size,), (data.size,)),
+    )
     return Case(
-        name, count * data.size, fused, (ascend, descend), graphs=(ascend_graph, descend_graph)
+        f"{'asam' if adaptive else 'sam'} + {base}",
+        (norm, ascent, base_pass(base, data.size)),
+        _both_steps(optimizer),
+        (ascend, descend),
+        graphs=(ascend_graph, descend_graph),
+        whole_step=True,
+        target=8 if base == "sgd" and not adaptive else None,
     )
 
 
@@ -136,10 +113,22 @@ class Masked:
     pattern: str = "unstructured"
     blocks: bool = False
 
-    def passes(self) -> float:
-        """Passes over the parameters of a step with SGD and momentum, without the mask bits."""
-        live = 1.0 - self.sparsity
-        return 6 + 4 * live if self.blocks else 9 + 2 * live
+    def passes(self, size: int) -> tuple[Pass, ...]:
+        """Of a step with SGD and momentum: norm, ascent with packed backup, base step.
+
+        Live entries come from the backup; of dead ones a block leaves nothing to read or write in
+        the ascent, and the base step finds them in the parameter.
+        """
+        density = 1.0 - self.sparsity
+        live = density * size
+        if self.blocks:
+            ascent = Pass((live, BITS), (live,), (live,))
+            base = Pass((size, live, BITS), (size, size - live), (live,))
+        else:
+            lines = touched(density, size)
+            ascent = Pass((lines, BITS), (lines,), (live,))
+            base = Pass((size, live, BITS), (size, size))
+        return Pass((size,)), ascent, base
 
 
 MASKS = (
@@ -150,17 +139,18 @@ MASKS = (
 )
 
 
-def _as_matrices(data: Data) -> Data:
+def as_matrices(data: Data) -> Data:
     """The same memory as matrices of about 1,000 columns where that divides, for rows and n:m."""
     size = data.params[0].numel()
     cols = next((c for c in (1000, 1024, 512, 100, 64, 8) if size % c == 0), None)
     if cols is None:
-        raise ValueError(f"--suite sam needs --elements that 8 divides, got {size}")
+        raise ValueError(f"suites sam and masks need --elements that 8 divides, got {size}")
 
     def shaped(tensors: list[Tensor]) -> list[Tensor]:
         return [t.view(-1, cols) for t in tensors]
 
-    return Data(shaped(data.params), shaped(data.grads), [], data.size)
+    states = [shaped(s) for s in data.states]
+    return Data(shaped(data.params), shaped(data.grads), states, data.size, data.name)
 
 
 def ssam_step(data: Data, kind: Masked, check: bool = False) -> Case:
@@ -211,86 +201,25 @@ def ssam_step(data: Data, kind: Masked, check: bool = False) -> Case:
         opt.set_masks(mask)
         return opt
 
+    look = (Pass((data.size,)),) * check
     return Case(
         kind.label + (" checked" if check else ""),
-        (kind.passes() + check) * data.size + 0.25,  # the mask is read twice
+        (*look, *kind.passes(data.size)),
         _both_steps(per_backend(make)),
         (ascend, descend),
         graphs=(ascend_graph, descend_graph),
+        whole_step=True,
     )
 
 
-# masks --------------------------------------------------------------------------------------------
-
-
-def top_k(data: Data, sparsity: float = 0.95) -> Case:
-    """The largest 5 % of a score; published: concatenate, sorted top-k, zeros, scatter."""
-    scores = [g.abs() for g in data.grads]
-    live = round(sum(s.numel() for s in scores) * (1 - sparsity))
-
-    def published(_: object) -> list[Tensor]:
-        flat = torch.cat([s.reshape(-1) for s in scores])
-        chosen = torch.topk(flat, live).indices
-        mask = torch.zeros_like(flat).scatter_(0, chosen, torch.ones_like(flat[:live]))
-        return list(mask.split([s.numel() for s in scores]))
-
-    def fused(backend: str) -> object:
-        return sk.mask_topk(scores, live, backend=backend)
-
-    # three histogram passes, one that writes; keys of 16-bit scores have 32 bits too
-    return Case("mask_topk 5 %", 4 * data.size + 0.125, fused, (published,), graphs=())
-
-
-def two_of_four(data: Data) -> Case:
-    """2:4 by magnitude; published: reshape, sorted top-k of every group, scatter."""
-    scores = data.grads
-
-    def published(_: object) -> list[Tensor]:
-        masks = []
-        for s in scores:
-            groups = s.abs().reshape(-1, 4)
-            masks.append(torch.zeros_like(groups).scatter_(1, groups.topk(2).indices, 1.0))
-        return masks
-
-    def fused(backend: str) -> object:
-        return sk.mask_nm(scores, 2, 4, kind="abs", backend=backend)
-
-    return Case("mask_nm 2:4", data.size + 0.125, fused, (published,), graphs=())
-
-
-def drop_grow(data: Data, sparsity: float = 0.5, rate: float = 0.5) -> Case:
-    """SSAM-D's exchange: drop by gradient, grow at random; published: two sorted top-k."""
-    numel = sum(p.numel() for p in data.params)
-    mask: BitMask = RandomMask().compute(data.params, sparsity)
-    live = numel - int(numel * sparsity + 0.5)
-    moved = int(live * rate + 0.5)
-    bools = torch.cat([m.reshape(-1) for m in mask.to_bool()])
-
-    def published(_: object) -> Tensor:
-        flat = torch.cat([g.abs().reshape(-1) for g in data.grads])
-        kept = torch.topk((flat + 1e-7) * bools, live - moved).indices
-        grown = torch.topk(torch.rand_like(flat) * ~bools, moved).indices
-        new = torch.zeros_like(flat)
-        return new.scatter_(0, kept, 1.0).scatter_(0, grown, 1.0)
-
-    def fused(backend: str) -> object:
-        return sk.mask_dropgrow(
-            mask.words, live, moved, data.grads, data.params, grow_kind="random", grow_key=3,
-            backend=backend,
-        )  # fmt: skip
-
-    # four readings of the gradient; random numbers cost no memory; bits eight times and twice out
-    return Case("mask_dropgrow", 4 * data.size + 1.25, fused, (published,), graphs=())
-
-
-def all_cases(data: Data) -> list[Callable[[], Case]]:
+def all_cases(data: Data) -> list[Make]:
     """Cases to be made one at a time: each holds several copies of the parameters."""
-    shaped = _as_matrices(data)
-    steps: list[Callable[[], Case]] = [
+    shaped = as_matrices(data)
+    return [
         lambda: sam_step(data, "sgd"),
         lambda: sam_step(data, "sgd", adaptive=True),
         lambda: sam_step(data, "adamw"),
         *(lambda kind=kind: ssam_step(shaped, kind) for kind in MASKS),  # type: ignore[misc]
         lambda: ssam_step(shaped, MASKS[0], check=True),
+        *step_cases.all_cases(data),
     ]
-    return [*steps, lambda: top_k(data), lambda: two_of_four(shaped), lambda: drop_grow(data)]

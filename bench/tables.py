@@ -4,7 +4,8 @@
     python -m bench.tables --check    exit code 1 if a block differs from its results
 
 A block begins with ``<!-- table KIND PATH -->``, KIND one of ``COLUMNS``, and ends with
-``<!-- end -->``. Columns without a value are left out.
+``<!-- end -->``. Columns without a value are left out; a file that is not there yet is said to be
+missing.
 """
 
 from __future__ import annotations
@@ -18,43 +19,54 @@ from pathlib import Path
 BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 ROOT = Path(__file__).resolve().parent.parent
 
+_STEP = {"op": ("step", "{}")}
+_TIME = {"p50_ms": ("ms", "{:.2f}"), "bytes_per_element": ("bytes per weight", "{:g}")}
+_ROOFS = {
+    "gb_per_s": ("GB/s", "{:.1f}"),
+    "percent_of_roof": ("% in place", "{:.0f}"),
+    "percent_of_streams": ("% of the same streams", "{:.0f}"),
+}
+_RATIOS = {
+    "x_eager": ("x eager", "{:.1f}"),
+    "target": ("promised", "{:g}"),
+    "x_compile": ("x torch.compile", "{:.1f}"),
+}
+_TORCH = {
+    "torch_step": ("torch's own", "{}"),
+    "x_foreach": ("x foreach", "{:.1f}"),
+    "x_fused": ("x fused", "{:.1f}"),
+}
+
 #: column of the CSV -> (heading, format); "" stands for a missing value
-COLUMNS = {
-    "bench": {
-        "op": ("step", "{}"),
-        "p50_ms": ("ms", "{:.2f}"),
-        "bytes_per_element": ("bytes per weight", "{:g}"),
-        "gb_per_s": ("GB/s", "{:.1f}"),
-        "percent_of_roof": ("% of roof", "{:.0f}"),
-        "x_eager": ("x eager", "{:.1f}"),
-        "target": ("promised", "{:g}"),
-        "x_compile": ("x torch.compile", "{:.1f}"),
-    },
-    "bregman": {
-        "op": ("step", "{}"),
-        "p50_ms": ("ms", "{:.2f}"),
-        "bytes_per_element": ("bytes per weight", "{:g}"),
-        "gb_per_s": ("GB/s", "{:.1f}"),
-        "percent_of_roof": ("% of roof", "{:.0f}"),
-        "x_eager": ("x eager", "{:.1f}"),
-        "target": ("promised", "{:g}"),
-        "x_compile": ("x torch.compile", "{:.1f}"),
-        "x_dense": ("x dense step", "{:.1f}"),
-    },
-    "zo": {
-        "op": ("step", "{}"),
+COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
+    "bench": _STEP | _TIME | _ROOFS | _RATIOS | _TORCH,
+    "bregman": _STEP | _TIME | _ROOFS | _RATIOS | _TORCH | {"x_dense": ("x dense step", "{:.1f}")},
+    "zo": _STEP
+    | {
         "dtype": ("dtype", "{}"),
         "q": ("directions", "{}"),
-        "p50_ms": ("ms", "{:.2f}"),
-        "bytes_per_element": ("bytes per weight", "{:g}"),
-        "percent_of_roof": ("% of roof", "{:.0f}"),
+    }
+    | _TIME
+    | {
+        "percent_of_roof": _ROOFS["percent_of_roof"],
+        "percent_of_streams": _ROOFS["percent_of_streams"],
         "gdirections_per_s": ("G directions/s", "{:.2f}"),
         "eager_gdirections_per_s": ("eager", "{:.2f}"),
         "compile_gdirections_per_s": ("torch.compile", "{:.2f}"),
-        "x_eager": ("x eager", "{:.1f}"),
-        "target": ("promised", "{:g}"),
-        "x_compile": ("x torch.compile", "{:.1f}"),
+    }
+    | _RATIOS,
+    "host": {
+        "list": ("tensors", "{}"),
+        "op": ("step", "{}"),
+        "host_us": ("us per call", "{:.0f}"),
+        "host_us_per_tensor": ("us per tensor", "{:.2f}"),
+        "host_us_above_memory": ("us above memory", "{:.0f}"),
+        "target_host_us": ("promised", "< {:g}"),
+        "torch_step": ("torch's own", "{}"),
+        "foreach_host_us_above_memory": ("foreach, us above", "{:.0f}"),
+        "fused_host_us_above_memory": ("fused, us above", "{:.0f}"),
     },
+    "models": {"list": ("model", "{}")} | _STEP | _TIME | _ROOFS | _RATIOS | _TORCH,
     "demo": {
         "model": ("model", "{}"),
         "method": ("method", "{}"),
@@ -170,10 +182,12 @@ def cell(form: str, text: str) -> str:
 
 def table(kind: str, path: Path) -> str:
     """Markdown table of a stored CSV, and one line that says where the numbers are from."""
+    if not path.exists():
+        return f"No results are stored in `{path.relative_to(ROOT)}` yet.\n"
     with path.open(newline="") as f:
         rows = list(csv.DictReader(f))
     shown = COLUMNS[kind].items()
-    columns = {name: how for name, how in shown if any(row[name] for row in rows)}
+    columns = {name: how for name, how in shown if any(row.get(name) for row in rows)}
     lines = ["| " + " | ".join(h for h, _ in columns.values()) + " |"]
     lines.append("|" + "---|" * len(columns))
     for row in rows:

@@ -19,8 +19,10 @@ from sparse_optim import ZOSAM, MeZO
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from .cases import Case, Data, Stage, drawn, parameters, per_backend, perturb_, zo
-from .sam_cases import DECAY, LR, RHO, SGD_OPTIONS, base_graph
+import sparse_kernels as sk
+
+from .cases import Case, Data, Make, Pass, Stage, parameters, per_backend
+from .step_cases import DECAY, LR, RHO, SGD_OPTIONS, base_graph, base_pass
 
 DIRECTIONS = (1, 4, 8, 16)
 ROUNDS = {1: None, 4: 5, 8: 3, 16: 3}  # eager and compiled sums take q times as long
@@ -36,6 +38,64 @@ def constant_losses(device: torch.device) -> Callable[[], Tensor]:
 
 def _reseed(_: int) -> None:
     torch.manual_seed(SEED)
+
+
+# sums of directions ------------------------------------------------------------------------------
+
+
+def drawn(like: Tensor, distribution: str, graph: bool = False) -> Tensor:
+    """A direction from the global generator, as MeZO draws it.
+
+    In a graph on a GPU ``torch.compile`` draws inside its own kernel, which only ``randn`` lets it
+    do; on a CPU its own normals are slower than the library's, to which it leaves ``normal``.
+    """
+    drawing = {"size": like.size(), "device": like.device, "dtype": like.dtype}
+    if distribution == "rademacher":
+        return torch.randint(0, 2, **drawing).mul_(2).sub_(1)
+    if graph and like.device.type == "cuda":
+        return torch.randn(**drawing)
+    return torch.normal(mean=0, std=1, **drawing)
+
+
+def perturb_(
+    params: list[Tensor], scale: float | Tensor, smoothing: float, distribution: str = "normal"
+) -> None:
+    """MeZO's zo_perturb_parameters: draw, scale twice, add, into new tensors."""
+    for p in params:
+        p.data = p.data + scale * drawn(p, distribution) * smoothing
+
+
+def sums(data: Data, distribution: str, q: int = 1, smoothing: float = 1e-9) -> Case:
+    """params += sum_k c_k z_k, c_k = +-smoothing, as MeZO: reseed and perturb, for every k.
+
+    ``torch.compile`` gets all q draws in one graph, after one reseeding.
+    """
+    params = data.params
+    numbers = [smoothing * (-1) ** k for k in range(q)]  # the sum stays small
+    coef = torch.tensor(numbers, device=params[0].device)
+
+    def add(c: float) -> Stage:
+        def stage(_: object) -> None:
+            perturb_(params, c / smoothing, smoothing, distribution)
+
+        return stage
+
+    def graph(_: object) -> None:
+        for p in params:
+            for c in numbers:
+                p.add_(c * drawn(p, distribution, graph=True))
+
+    def fused(backend: str) -> None:
+        sk.zo_combine_(params, coef, seed=7, distribution=distribution, backend=backend)
+
+    name = {"normal": "zo gaussian", "rademacher": "zo rademacher"}[distribution]
+    target = {"normal": 13, "rademacher": 45}[distribution] if q == 1 else None
+    percent = 90 if distribution == "rademacher" and q == 1 else None
+    return Case(
+        name, (Pass(update=(data.size,)),), fused, tuple(add(c) for c in numbers), target, percent,
+        graphs=(graph,), before=lambda k: torch.manual_seed(7 + k), directions=q,
+        gaussian=distribution == "normal" and q == 1, rounds=ROUNDS[q],
+    )  # fmt: skip
 
 
 # MeZO ---------------------------------------------------------------------------------------------
@@ -89,6 +149,11 @@ def mezo_graphs(params: list[Tensor]) -> tuple[Stage, ...]:
     return *_probe_graphs(params), update
 
 
+def _exact_sweeps(size: int) -> tuple[Pass, ...]:
+    """The first of three sweeps writes the backup, the others start from it."""
+    return Pass(update=(size,), write=(size,)), *(Pass((size,), write=(size,)),) * 2
+
+
 def mezo_step(data: Data, restore: str) -> Case:
     """MeZO with one direction and weight decay: three sweeps, the published code makes four."""
     device = data.params[0].device
@@ -102,12 +167,13 @@ def mezo_step(data: Data, restore: str) -> Case:
         return lambda: opt.step(loss)
 
     step = per_backend(make)
-    # exact: w, w, backup; twice backup, w. replay: three times w, w
-    count = {"exact": 7, "replay": 6}[restore]
+    s = data.size
+    sweeps = _exact_sweeps(s) if restore == "exact" else (Pass(update=(s,)),) * 3
     return Case(
-        f"mezo step {restore}", count * data.size, lambda backend: step(backend)(),
+        f"mezo step {restore}", sweeps, lambda backend: step(backend)(),
         mezo_stages([p.clone() for p in data.params]),
         graphs=mezo_graphs([p.clone() for p in data.params]), before=_reseed,
+        percent=None, whole_step=True,
     )  # fmt: skip
 
 
@@ -185,22 +251,17 @@ def zosam_step(data: Data) -> Case:
     step = per_backend(make)
     plain = [p.clone() for p in data.params]
     graphs = zosam_graphs(plain, base_graph("sgd", plain, data))
-    # w, w, backup; twice backup, w; base step from the backup: backup, g, m, m, w
+    passes = (*_exact_sweeps(data.size), base_pass("sgd", data.size))
     return Case(
-        "zo-sam + sgd", 12 * data.size, lambda backend: step(backend)(),
+        "zo-sam + sgd", passes, lambda backend: step(backend)(),
         zosam_stages(shadow, SGD(shadow, **SGD_OPTIONS)), graphs=graphs, before=_reseed,
+        percent=None, whole_step=True,
     )  # fmt: skip
 
 
-def sums(data: Data, distribution: str, q: int) -> Case:
-    case = zo(data, distribution, q)
-    case.rounds = ROUNDS[q]
-    return case
-
-
-def all_cases(data: Data) -> list[Callable[[], Case]]:
+def all_cases(data: Data) -> list[Make]:
     """Cases to be made one at a time: steps hold several copies of the parameters."""
-    made: list[Callable[[], Case]] = [
+    made: list[Make] = [
         lambda d=distribution, q=q: sums(data, d, q)  # type: ignore[misc]
         for distribution in ("normal", "rademacher")
         for q in DIRECTIONS

@@ -142,6 +142,13 @@ def resolved_name(
     return _resolve(op, requested_backend(backend), device, dtype)[0]
 
 
+def runs_compiled(
+    op: str, backend: str | None, device: str, dtype: torch.dtype | None = None
+) -> bool:
+    """Whether a compiled kernel runs ``op``, which checks its lists itself."""
+    return _resolve(op, requested_backend(backend), device, dtype)[0] in ("cpp", "cuda")
+
+
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Choose the backend of every op called inside the block without ``backend=``.

@@ -1,19 +1,25 @@
 """User-level validation and grouping, the same words for every backend.
 
 Everything is checked before anything is modified; a message names the op, the list and the index.
+The compiled kernels check their lists themselves (``csrc/torch/check.h``), so that the usual call
+of a function ``checked_by_kernel`` asks a tensor nothing in Python; what a kernel refuses comes
+here.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from ._backend import requested_backend, resolve
+from ._backend import requested_backend, resolve, runs_compiled
+from ._schemas import COMPILED
 from .reference._common import RANK_TILE, opmath_dtype
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,9 +47,17 @@ class ListArg:
     sizes: Sequence[int] | None = None
 
 
+class _Refused(Exception):
+    """A compiled op refused lists that nobody has looked at yet."""
+
+
 @dataclass(slots=True)
 class Group:
-    """The part of a call that shares one device and dtype; ``lists`` are contiguous."""
+    """The part of a call that shares one device and dtype; ``lists`` are contiguous.
+
+    Attributes:
+        unseen: the lists were left to the compiled op's own checks.
+    """
 
     indices: list[int]
     device: torch.device
@@ -51,10 +65,51 @@ class Group:
     lists: dict[str, list[Tensor]]
     op: str = ""
     backend: str | None = None
+    unseen: bool = False
 
     def run(self, *args: Any) -> Any:
         """Call the dispatcher op that runs this group."""
-        return resolve(self.op, self.backend, self.device.type, self.dtype)(*args)
+        function = resolve(self.op, self.backend, self.device.type, self.dtype)
+        if not self.unseen:
+            return function(*args)
+        try:
+            return function(*args)
+        except RuntimeError as error:
+            # a check's message names the op after its place, the dispatcher's the namespace;
+            # anything else (memory, the device) may come after something was written
+            text = str(error)
+            if f", {self.op}: " in text or f"{COMPILED}::" in text:
+                raise _Refused from error
+            raise
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_trust = threading.local()
+
+
+def checked_by_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Leave the lists of a public function to the checks of the compiled op it calls.
+
+    For functions that call one op per group and write nothing before. Where the op refuses, the
+    function runs once more with the checks of this file, which say what is wrong, or split the
+    call by device and dtype, or copy what is not contiguous.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        _trust.kernel = True
+        try:
+            return function(*args, **kwargs)
+        except _Refused:
+            pass
+        finally:
+            _trust.kernel = False
+        return function(*args, **kwargs)
+
+    return call
 
 
 def words_for(numel: int) -> int:
@@ -142,6 +197,37 @@ def _check_mutated(op: str, arg: ListArg, seen: dict[int, str]) -> None:
             raise ValueError(f"{op}: {arg.name}[{i}] and {first} are the same memory")
 
 
+def _unseen_group(args: Sequence[ListArg], floating: bool) -> Group | None:
+    """The whole call as one group by the look of its first tensor, for a compiled op to check.
+
+    None where a kernel would not see what is wrong: lists left out or of another length, gradients
+    wanted, tensors that are not torch's own.
+    """
+    lead = args[0].tensors
+    if type(lead) not in (list, tuple) or not lead or _in_dispatch_mode():
+        return None
+    if not set(map(type, lead)) <= _PLAIN:
+        return None
+    dtype = lead[0].dtype
+    if floating and dtype not in FLOATING:
+        return None
+    grad_mode = torch.is_grad_enabled()
+    lists: dict[str, list[Tensor]] = {}
+    for arg in args:
+        tensors = arg.tensors
+        if tensors is None and arg.optional:
+            lists[arg.name] = []
+            continue
+        if not isinstance(tensors, (list, tuple)) or len(tensors) != len(lead):
+            return None
+        if arg.mutated and grad_mode and any(getattr(t, "requires_grad", True) for t in tensors):
+            return None
+        lists[arg.name] = tensors if type(tensors) is list else list(tensors)
+    return Group(list(range(len(lead))), lead[0].device, dtype, lists, unseen=True)
+
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+_in_dispatch_mode = torch._C._len_torch_dispatch_stack  # 0 outside
 _facts = operator.attrgetter("shape", "dtype", "device")
 
 
@@ -202,6 +288,10 @@ def check_lists(op: str, args: Sequence[ListArg], floating: bool = True) -> Grou
         ValueError: naming the op, the list and the index of the first thing that is wrong.
     """
     if not torch.compiler.is_compiling():  # addresses are not known while tracing
+        if getattr(_trust, "kernel", False):
+            whole = _unseen_group(args, floating)
+            if whole is not None:
+                return whole
         whole = _one_group(args, floating)
         if whole is not None:
             return whole
@@ -284,6 +374,8 @@ def grouped(
     """
     requested_backend(backend)  # also where there is nothing to do, a wrong name is an error
     if whole is not None:
+        if whole.unseen and not runs_compiled(op, backend, whole.device.type, whole.dtype):
+            raise _Refused  # by a backend that checks nothing
         whole.op, whole.backend = op, backend
         yield whole
         return

@@ -36,6 +36,8 @@ _CANDIDATES = f"{_RANKED}, Tensor[] among, bool inverted"
 _BACKUP = "Tensor[] masks, Tensor[] backup, Tensor[] ranks"
 _GATES = "Tensor? skip, Tensor? inv_scale"
 
+# device_rho, device_lr, device_shrink, scalars: numbers that only the device knows, in the math
+# dtype; the host's numbers of their meaning are then not read
 #: op name -> (schema without the name, stem of the file that implements it)
 SCHEMAS: dict[str, tuple[str, str]] = {
     "grad_norm": (
@@ -44,20 +46,22 @@ SCHEMAS: dict[str, tuple[str, str]] = {
     ),
     "masked_perturb_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor norm, float rho, Tensor[] masks, "
-        "Tensor(b!)[] backup, Tensor[] ranks, bool adaptive, float eta, float eps) -> ()",
+        "Tensor(b!)[] backup, Tensor[] ranks, bool adaptive, float eta, float eps, "
+        "Tensor? device_rho=None) -> ()",
         "masked_perturb",
     ),
     "restore_": (f"(Tensor(a!)[] params, {_BACKUP}) -> ()", "restore"),
     "restore_sgd_": (
         f"(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, {_BACKUP}, "
         "float lr, float momentum, float dampening, bool nesterov, float weight_decay, "
-        f"bool maximize, bool first, {_GATES}) -> ()",
+        f"bool maximize, bool first, {_GATES}, Tensor? device_lr=None) -> ()",
         "restore_sgd",
     ),
     "restore_adamw_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
         f"{_BACKUP}, Tensor step_sizes, Tensor bias2_sqrts, float lr, float beta1, float beta2, "
-        f"float eps, float weight_decay, bool decoupled, bool maximize, {_GATES}) -> ()",
+        f"float eps, float weight_decay, bool decoupled, bool maximize, {_GATES}, "
+        "Tensor? device_shrink=None) -> ()",
         "restore_adamw",
     ),
     "mask_pack_": ("(Tensor[] masks, Tensor(a!)[] words) -> ()", "mask_pack"),
@@ -110,7 +114,7 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] duals, Tensor(c!)[] momentum_buffers, "
         "Tensor[] active, float lr, float lam, float delta, float momentum, str momentum_form, "
         "bool nesterov, float weight_decay, bool maximize, bool nonnegative, bool readout, "
-        "float dual_leak, float fine_scale) -> Tensor",
+        "float dual_leak, float fine_scale, Tensor? scalars=None) -> Tensor",
         "bregman_step",
     ),
     "adabreg_step_": (
@@ -118,7 +122,7 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] counts, Tensor[] active, float lr, float lam, "
         "float delta, float beta1, float beta2, float eps, float weight_decay, bool maximize, "
         "bool nonnegative, bool readout, float dual_leak, float fine_scale, int step, "
-        "Tensor? step_sizes, Tensor? bias2_sqrts) -> Tensor",
+        "Tensor? step_sizes, Tensor? bias2_sqrts, Tensor? scalars=None) -> Tensor",
         "bregman_step",
     ),
     "prox_group_": (
@@ -198,8 +202,29 @@ _FAKES: dict[str, Callable] = {
 }
 
 
+def _alike(op: str, function: Callable) -> Callable:
+    """``function`` for dense tensors of one device.
+
+    A call whose lists nobody has looked at comes to the fake, or to the reference in place of the
+    compiled kernel, where one of its tensors is on meta or sparse.
+    """
+
+    def checked(*args: object) -> object:
+        lists = (a for a in args if isinstance(a, (list, tuple)))
+        tensors = [t for a in lists for t in a if isinstance(t, Tensor)]
+        if len({(t.device, t.layout) for t in tensors}) > 1:
+            raise RuntimeError(f"{COMPILED}::{op}: tensors of several devices or layouts")
+        return function(*args)
+
+    return checked
+
+
 def reference_function(op: str) -> Callable:
     return getattr(reference, op.rstrip("_") + "_ref")
+
+
+def _in_place_of_compiled(op: str) -> Callable:
+    return _alike(op, reference_function(op))
 
 
 def _triton_function(op: str) -> Callable:
@@ -218,12 +243,12 @@ def _register(namespace: str, function_of: Callable[[str], Callable]) -> Library
     for op, (schema, _) in SCHEMAS.items():
         library.define(op + schema)
         library.impl(op, function_of(op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{namespace}::{op}", _FAKES[op], lib=library)
+        torch.library.register_fake(f"{namespace}::{op}", _alike(op, _FAKES[op]), lib=library)
     return library
 
 
 _libraries = [
-    _register(COMPILED, reference_function),
+    _register(COMPILED, _in_place_of_compiled),
     _register(REFERENCE, reference_function),
     _register(TRITON, _triton_function),
 ]

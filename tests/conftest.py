@@ -67,6 +67,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests that passed have to say: ``record_property("note", text)``."""
+    for report in terminalreporter.getreports("passed"):
+        for key, value in report.user_properties:
+            if key == "note":
+                terminalreporter.write_line(f"NOTE {value}")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Most tensors here are tiny, and on a busy machine the pool costs more than the tests.

@@ -198,48 +198,54 @@ void bind_ranked(py::module_& m) {
 
 void bind_harness(py::module_& m) {
   m.def("masked_perturb", [](const Run& run, const std::string& dtype, bool adaptive, Address norm,
-                             float rho, float eta, float eps) {
-    return masked_perturb(run, dtype, adaptive, at<float>(norm), rho, eta, eps);
+                             float rho, float eta, float eps, Address device_rho) {
+    return masked_perturb(run, dtype, adaptive, at<float>(norm), rho, eta, eps,
+                          at<float>(device_rho));
   });
   m.def("restore", restore);
-  m.def("restore_sgd",
-        [](const Run& run, const std::string& dtype, bool buffers, Address skip, Address inv_scale,
-           bool maximize, const std::array<float, 4>& x, bool nesterov, bool first) {
-          const Gates<float> gates{at<float>(skip), at<float>(inv_scale), maximize};
-          return restore_sgd(run, dtype, buffers, gates, x, nesterov, first);
-        });
+  m.def("restore_sgd", [](const Run& run, const std::string& dtype, bool buffers, Address skip,
+                          Address inv_scale, bool maximize, const std::array<float, 4>& x,
+                          bool nesterov, bool first, Address device_lr) {
+    const Gates<float> gates{at<float>(skip), at<float>(inv_scale), maximize};
+    return restore_sgd(run, dtype, buffers, gates, x, nesterov, first, at<float>(device_lr));
+  });
   m.def("restore_adamw",
         [](const Run& run, const std::string& dtype, Address skip, Address inv_scale, bool maximize,
-           Address step_sizes, Address bias2_sqrts, const std::array<float, 6>& x) {
+           Address step_sizes, Address bias2_sqrts, const std::array<float, 6>& x,
+           Address device_shrink) {
           const Gates<float> gates{at<float>(skip), at<float>(inv_scale), maximize};
-          return restore_adamw(run, dtype, gates, at<float>(step_sizes), at<float>(bias2_sqrts), x);
+          return restore_adamw(run, dtype, gates, at<float>(step_sizes), at<float>(bias2_sqrts), x,
+                               at<float>(device_shrink));
         });
   m.def("norm", norm);
   m.def("mask_pack", mask_pack);
   m.def("mask_unpack", mask_unpack);
-  m.def("linbreg_step", [](const Run& run, const std::string& dtype, bool dual, bool readout,
-                           bool momentum, const std::array<float, 6>& readout_scalars,
-                           const std::array<float, 4>& x, bool nesterov, Address live) {
-    const LinBregScalars scalars{readout_of(readout_scalars), x[0], x[1], x[2], x[3], nesterov};
-    return linbreg(run, dtype, dual, readout, momentum, scalars, at<int64_t>(live));
-  });
-  m.def("adabreg_step",
-        [](const Run& run, const std::string& dtype, bool dual, bool readout, bool counts,
-           const std::array<float, 6>& readout_scalars, const std::array<float, 7>& x,
-           Address step_sizes, Address bias2_sqrts, int32_t last_row, Address live) {
-          const AdaBregScalars scalars{readout_of(readout_scalars),
-                                       x[0],
-                                       x[1],
-                                       x[2],
-                                       x[3],
-                                       x[4],
-                                       x[5],
-                                       x[6],
-                                       at<float>(step_sizes),
-                                       at<float>(bias2_sqrts),
-                                       last_row};
-          return adabreg(run, dtype, dual, readout, counts, scalars, at<int64_t>(live));
+  m.def("linbreg_step",
+        [](const Run& run, const std::string& dtype, bool dual, bool readout, bool momentum,
+           const std::array<float, 6>& readout_scalars, const std::array<float, 4>& x,
+           bool nesterov, Address live, Address scalars) {
+          const LinBregScalars own{readout_of(readout_scalars), x[0], x[1], x[2], x[3], nesterov,
+                                   at<float>(scalars)};
+          return linbreg(run, dtype, dual, readout, momentum, own, at<int64_t>(live));
         });
+  m.def("adabreg_step", [](const Run& run, const std::string& dtype, bool dual, bool readout,
+                           bool counts, const std::array<float, 6>& readout_scalars,
+                           const std::array<float, 7>& x, Address step_sizes, Address bias2_sqrts,
+                           int32_t last_row, Address live, Address scalars) {
+    const AdaBregScalars own{readout_of(readout_scalars),
+                             x[0],
+                             x[1],
+                             x[2],
+                             x[3],
+                             x[4],
+                             x[5],
+                             x[6],
+                             at<float>(step_sizes),
+                             at<float>(bias2_sqrts),
+                             last_row,
+                             at<float>(scalars)};
+    return adabreg(run, dtype, dual, readout, counts, own, at<int64_t>(live));
+  });
   m.def("prox_group", [](const Run& run, const std::string& dtype, Address thresholds, double lam,
                          double delta, bool nonnegative, const std::array<Address, 3>& out) {
     const ProxResults results{at<int64_t>(out[0]), at<int64_t>(out[1]), at<double>(out[2])};

@@ -25,10 +25,11 @@ auto dispatch_bool(bool value, const F& f) {
 }
 
 inline Report masked_perturb(const Run& run, const std::string& dtype, bool adaptive,
-                             const float* norm, float rho, float eta, float eps) {
+                             const float* norm, float rho, float eta, float eps,
+                             const float* device_rho) {
   return dispatch_dtype(dtype, [&]<class T>() {
     return dispatch_bool(adaptive, [&]<bool kAdaptive>() {
-      return for_each_backed(MaskedPerturb<T, kAdaptive>{norm, rho, eta, eps}, run);
+      return for_each_backed(MaskedPerturb<T, kAdaptive>{norm, rho, eta, eps, device_rho}, run);
     });
   });
 }
@@ -43,10 +44,10 @@ inline Report restore(const Run& run, int bytes) {
 // x: lr, momentum, 1 - dampening, weight decay
 inline Report restore_sgd(const Run& run, const std::string& dtype, bool buffers,
                           const Gates<float>& gates, const std::array<float, 4>& x, bool nesterov,
-                          bool first) {
+                          bool first, const float* device_lr) {
   return dispatch_dtype(dtype, [&]<class T>() {
     return dispatch_bool(buffers, [&]<bool kMomentum>() {
-      const RestoreSgd<T, kMomentum> op{gates, x[0], x[1], x[2], x[3], nesterov, first};
+      const RestoreSgd<T, kMomentum> op{gates, x[0], x[1], x[2], x[3], nesterov, first, device_lr};
       return for_each_backed(op, run);
     });
   });
@@ -55,9 +56,10 @@ inline Report restore_sgd(const Run& run, const std::string& dtype, bool buffers
 // x: 1 - beta1, beta2, 1 - beta2, eps, decay, shrink
 inline Report restore_adamw(const Run& run, const std::string& dtype, const Gates<float>& gates,
                             const float* step_sizes, const float* bias2_sqrts,
-                            const std::array<float, 6>& x) {
+                            const std::array<float, 6>& x, const float* device_shrink) {
   return dispatch_dtype(dtype, [&]<class T>() {
-    const RestoreAdamw<T> op{gates, step_sizes, bias2_sqrts, x[0], x[1], x[2], x[3], x[4], x[5]};
+    const RestoreAdamw<T> op{gates, step_sizes, bias2_sqrts, x[0], x[1],
+                             x[2],  x[3],       x[4],        x[5], device_shrink};
     return for_each_backed(op, run);
   });
 }
@@ -76,6 +78,7 @@ struct LinBregScalars {
   Readout<float> readout;
   float sign, beta, gain, step;
   bool nesterov;
+  const float* scalars;  // [kStepScalars], or null
 };
 
 inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool readout,
@@ -90,6 +93,7 @@ inline Report linbreg(const Run& run, const std::string& dtype, bool dual, bool 
         op.functor.gain = x.gain;
         op.functor.step = x.step;
         op.functor.nesterov = choice(x.nesterov);
+        op.scalars = x.scalars;
         return for_each(op, run, nullptr, live);
       });
     });
@@ -101,6 +105,7 @@ struct AdaBregScalars {
   float sign, one_minus_beta1, beta2, one_minus_beta2, eps, step, bias2_sqrt;
   const float *step_sizes, *bias2_sqrts;  // [last_row + 1], where there are counts
   int32_t last_row;
+  const float* scalars;  // [kStepScalars], or null
 };
 
 inline Report adabreg(const Run& run, const std::string& dtype, bool dual, bool readout,
@@ -120,6 +125,7 @@ inline Report adabreg(const Run& run, const std::string& dtype, bool dual, bool 
         op.functor.step_sizes = x.step_sizes;
         op.functor.bias2_sqrts = x.bias2_sqrts;
         op.functor.last_row = x.last_row;
+        op.scalars = x.scalars;
         return for_each(op, run, nullptr, live);
       });
     });

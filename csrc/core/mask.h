@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "macros.h"
 #include "math.h"
@@ -24,8 +25,15 @@ SK_HD uint32_t existing_bits(uint32_t word, int64_t left) {
 
 // Ones among the first n elements; words[0] holds the first of them.
 SK_HD int64_t count_ones(const uint32_t* words, int64_t n) {
-  int64_t ones = 0;
-  for (int64_t w = 0; w < n / 32; ++w) ones += popcount(words[w]);
+  int64_t ones = 0, w = 0;
+#if !defined(__CUDA_ARCH__)
+  for (; w + 2 <= n / 32; w += 2) {  // the instruction counts 64 bits as fast as 32
+    uint64_t pair;
+    std::memcpy(&pair, words + w, sizeof(pair));
+    ones += __builtin_popcountll(pair);
+  }
+#endif
+  for (; w < n / 32; ++w) ones += popcount(words[w]);
   return n % 32 ? ones + popcount(existing_bits(words[n / 32], n % 32)) : ones;
 }
 

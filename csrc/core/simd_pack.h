@@ -80,19 +80,31 @@ SK_AVX512 inline void store_some(T* p, int64_t n, __m512i x) {
 }
 
 template <class T>
+SK_AVX512 inline T* store_chosen(__m512i x, uint32_t bits, T* out) {
+  if constexpr (sizeof(T) == 4) {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(bits), x));
+    return out + __builtin_popcount(uint16_t(bits));
+  } else {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(bits, x));
+    return out + __builtin_popcount(bits);
+  }
+}
+
+template <class T>
 SK_AVX512 int gather_512(const T* src, const uint32_t* words, int n, T* out) {
   constexpr int kWide = int(64 / sizeof(T));
   T* const first = out;
-  for (int i = 0; i < n; i += kWide) {
-    const uint32_t word = existing_bits(words[i / 32], n - i / 32 * 32) >> (i % 32);
-    const __m512i x = load_some(src + i, n - i);
-    if constexpr (sizeof(T) == 4) {
-      _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), x));
-      out += __builtin_popcount(uint16_t(word));
-    } else {
-      _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(word, x));
-      out += __builtin_popcount(word);
+  int i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const uint32_t word = words[i / 32];
+    out = store_chosen(_mm512_loadu_si512(src + i), word, out);
+    if constexpr (kWide < 32) {
+      out = store_chosen(_mm512_loadu_si512(src + i + kWide), word >> kWide, out);
     }
+  }
+  for (; i < n; i += kWide) {
+    const uint32_t word = existing_bits(words[i / 32], n - i / 32 * 32) >> (i % 32);
+    out = store_chosen(load_some(src + i, n - i), word, out);
   }
   return int(out - first);
 }

@@ -26,12 +26,24 @@ class PackedWriter {
     head_ = filled_ = int(reinterpret_cast<uintptr_t>(to) % kStreamAlign / sizeof(T));
     line_ = to - head_;
   }
-  int append(const T* src, const uint32_t* words, int n) {
+  // Lines go out one block late: to load one that has just been put together from several stores
+  // would wait for all of them.
+  void append(const T* src, const uint32_t* words, int n) {
     static const Gather<T> gather = pick_gather<T>();
-    const int ones = gather(src, words, n, buffer_ + filled_);
-    filled_ += ones;
+    flush();
+    filled_ += gather(src, words, n, buffer_ + filled_);
+  }
+  void finish() {
+    flush();
+    std::memcpy(line_ + head_, buffer_ + head_, size_t(filled_ - head_) * sizeof(T));
+  }
+
+ private:
+  static constexpr int kLine = int(kStreamAlign / sizeof(T));
+
+  void flush() {
     const int full = filled_ / kLine * kLine;
-    if (full == 0) return ones;
+    if (full == 0) return;
     int from = 0;
     if (head_ != 0) {  // the first line is shared with the chunk before
       std::memcpy(line_ + head_, buffer_ + head_, size_t(kLine - head_) * sizeof(T));
@@ -42,36 +54,13 @@ class PackedWriter {
     std::memcpy(buffer_, buffer_ + full, kStreamAlign);
     line_ += full;
     filled_ -= full;
-    return ones;
   }
-  void finish() {
-    std::memcpy(line_ + head_, buffer_ + head_, size_t(filled_ - head_) * sizeof(T));
-  }
-
- private:
-  static constexpr int kLine = int(kStreamAlign / sizeof(T));
 
   StreamCopy stream_;
   T* line_;     // where buffer_[0] belongs
   int head_;    // entries of the first line that are not ours
   int filled_;  // entries in the buffer, head included
   alignas(kStreamAlign) T buffer_[kLine + kBlock + kPackSlack];
-};
-
-// Elements as integers, which the selection below needs to be vectorised.
-template <size_t kBytes>
-struct RawOf;
-template <>
-struct RawOf<2> {
-  typedef uint16_t type __attribute__((may_alias));
-};
-template <>
-struct RawOf<4> {
-  typedef uint32_t type __attribute__((may_alias));
-};
-template <>
-struct RawOf<8> {
-  typedef uint64_t type __attribute__((may_alias));
 };
 
 template <class Op, bool kMasked>
@@ -116,6 +105,11 @@ class ChunkBackup {
     }
   }
 
+  // Asks for what restoring the block at `first` reads, or feeding it but for the stream itself.
+  SK_HD void fetch_ahead(int64_t first) const {
+    fetch(packed_ ? next_ + kAheadBytes / int(sizeof(Storage)) : backup_ + first);
+    if constexpr (kMasked && kRestores<Op>) fetch(memory_ + first);
+  }
   // The n unperturbed elements from `first` on; in `buffer` where they stand in two places.
   SK_HD const Storage* unperturbed(int64_t first, int n, Buffer& buffer) {
     if constexpr (kMasked) {
@@ -142,18 +136,9 @@ class ChunkBackup {
       next_ += scatter(next_, end_ - next_, words_ + first / 32, n, now, out);
       return;
     }
-    using Raw = RawOf<sizeof(Storage)>;
-    const auto* saved = reinterpret_cast<const typename Raw::type*>(backup_ + first);
-    const auto* old = reinterpret_cast<const typename Raw::type*>(now);
-    auto* raw = reinterpret_cast<typename Raw::type*>(out);
     alignas(kStreamAlign) uint32_t keep[kBlock];
     expand_mask(words_ + first / 32, n, keep);
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      // both are loaded: a choice of loads becomes masked loads, three times as slow from memory
-      const typename Raw::type mask = typename Raw::type(0) - typename Raw::type(keep[i]);
-      raw[i] = (saved[i] & mask) | (old[i] & ~mask);
-    }
+    choose_raw(backup_ + first, now, keep, n, out);
   }
 
   struct NoWriter {

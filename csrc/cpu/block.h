@@ -21,6 +21,53 @@ constexpr int kBlock = 256;  // elements: larger buffers lose bandwidth (docs/pe
 // normals of a block, and of one more call where it begins inside one; whole cache lines
 constexpr int kNoise = kBlock + int(kStreamAlign / sizeof(float));
 
+// How far ahead of a block what it reads is asked for. The hardware does so by itself for a loop
+// that only walks, not for one that turns to buffers, sums or random numbers between its reads.
+constexpr int kAheadBytes = 4096;
+
+// A block's elements from p on, into the caches.
+template <class T>
+SK_HD void fetch(const T* p) {
+  const char* bytes = reinterpret_cast<const char*>(p);
+  for (int i = 0; i < kBlock * int(sizeof(T)); i += int(kStreamAlign))
+    __builtin_prefetch(bytes + i);
+}
+
+// Elements as integers, which a choice between them needs to be vectorised.
+template <size_t kBytes>
+struct RawOf;
+template <>
+struct RawOf<1> {
+  typedef uint8_t type __attribute__((may_alias));
+};
+template <>
+struct RawOf<2> {
+  typedef uint16_t type __attribute__((may_alias));
+};
+template <>
+struct RawOf<4> {
+  typedef uint32_t type __attribute__((may_alias));
+};
+template <>
+struct RawOf<8> {
+  typedef uint64_t type __attribute__((may_alias));
+};
+
+// out[i] = keep[i] ? now[i] : old[i], by bits
+template <class T>
+SK_HD void choose_raw(const T* now, const T* old, const uint32_t* keep, int n, T* out) {
+  using Raw = typename RawOf<sizeof(T)>::type;
+  const auto* a = reinterpret_cast<const Raw*>(now);
+  const auto* b = reinterpret_cast<const Raw*>(old);
+  auto* raw = reinterpret_cast<Raw*>(out);
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    // both are loaded: a choice of loads becomes masked loads, three times as slow from memory
+    const Raw mask = Raw(0) - Raw(keep[i]);
+    raw[i] = (a[i] & mask) | (b[i] & ~mask);
+  }
+}
+
 struct BlockContext {
   int n;                 // elements in this block
   const uint32_t* keep;  // 0 or 1 per element; null without a mask
@@ -72,10 +119,13 @@ struct BlockStream {
     if constexpr (kWrites) {
       if (x != buffer) return;
       if constexpr (kMasked) {
+        if constexpr (kSameType) {
+          choose_raw(buffer, memory, block.keep, block.n, memory);
+        } else {
+          alignas(kStreamAlign) Storage narrow[kBlock];
 #pragma omp simd
-        for (int i = 0; i < block.n; ++i) {
-          const Storage old = memory[i], now = store<Storage>(buffer[i]);
-          memory[i] = block.keep[i] ? now : old;  // a load inside the choice would be a masked one
+          for (int i = 0; i < block.n; ++i) narrow[i] = store<Storage>(buffer[i]);
+          choose_raw(narrow, memory, block.keep, block.n, memory);
         }
       } else if constexpr (kSameType) {
         copy_out(memory, buffer, block.n * sizeof(Storage), block.stream);
@@ -99,6 +149,16 @@ struct BlockStreamSet;
 template <class... S, bool kMasked, bool kSourced, size_t... kNumbers>
 struct BlockStreamSet<StreamList<S...>, kMasked, kSourced, std::index_sequence<kNumbers...>> {
   std::tuple<BlockStream<S, kMasked, kSourced && kNumbers == 0>...> streams;
+
+  // Asks for what the block at `first` reads.
+  static SK_HD void fetch_ahead(void* const* bases, int64_t first) {
+    (fetch_stream<S>(bases[kNumbers], first), ...);
+  }
+  template <class Stream>
+  static SK_HD void fetch_stream(const void* base, int64_t first) {
+    if constexpr (Stream::role != Role::kOut)
+      fetch(static_cast<const typename Stream::Storage*>(base) + first);
+  }
 
   SK_HD void open(void* const* bases, int64_t first, const BlockContext& block) {
     each([&](auto& s, size_t i) __attribute__((always_inline)) { s.open(bases[i], first, block); });

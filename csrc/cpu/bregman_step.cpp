@@ -6,17 +6,19 @@
 #include <string>
 
 #include "../torch/bregman_scalars.h"
+#include "../torch/device_scalars.h"
 #include "../torch/dispatch.h"
 #include "../torch/op_checks.h"
 #include "results.h"
 
 namespace sk::cpu {
 
-Tensor linbreg_step_cpu(TensorList params, TensorList grads, TensorList duals,
-                        TensorList momentum_buffers, TensorList active, double lr, double lam,
-                        double delta, double momentum, std::string momentum_form, bool nesterov,
-                        double weight_decay, bool maximize, bool nonnegative, bool readout,
-                        double dual_leak, double fine_scale) {
+Tensor linbreg_step_cpu(const TensorList& params, const TensorList& grads, const TensorList& duals,
+                        const TensorList& momentum_buffers, const TensorList& active, double lr,
+                        double lam, double delta, double momentum, std::string momentum_form,
+                        bool nesterov, double weight_decay, bool maximize, bool nonnegative,
+                        bool readout, double dual_leak, double fine_scale,
+                        std::optional<Tensor> scalars) {
   constexpr const char* kOp = "linbreg_step_";
   if (params.empty()) return live_result({});
   const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active,
@@ -31,6 +33,7 @@ Tensor linbreg_step_cpu(TensorList params, TensorList grads, TensorList duals,
           LinBregStep<T, kDual, kMomentum, kRests> op;
           op.functor = linbreg_functor<T, kDual, kMomentum, kRests>(
               read, lr, delta, momentum, momentum_form, nesterov, maximize);
+          op.scalars = device_scalars<opmath_t<T>>(kOp, "scalars", scalars, kStepScalars, params);
           return live_result(for_each(op, segments).live);
         };
         // the shortest step: computing what is not asked for would cost it a quarter of its speed
@@ -43,12 +46,13 @@ Tensor linbreg_step_cpu(TensorList params, TensorList grads, TensorList duals,
   });
 }
 
-Tensor adabreg_step_cpu(TensorList params, TensorList grads, TensorList duals, TensorList exp_avgs,
-                        TensorList exp_avg_sqs, TensorList counts, TensorList active, double lr,
-                        double lam, double delta, double beta1, double beta2, double eps,
-                        double weight_decay, bool maximize, bool nonnegative, bool readout,
-                        double dual_leak, double fine_scale, int64_t step,
-                        std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts) {
+Tensor adabreg_step_cpu(const TensorList& params, const TensorList& grads, const TensorList& duals,
+                        const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                        const TensorList& counts, const TensorList& active, double lr, double lam,
+                        double delta, double beta1, double beta2, double eps, double weight_decay,
+                        bool maximize, bool nonnegative, bool readout, double dual_leak,
+                        double fine_scale, int64_t step, std::optional<Tensor> step_sizes,
+                        std::optional<Tensor> bias2_sqrts, std::optional<Tensor> scalars) {
   constexpr const char* kOp = "adabreg_step_";
   if (params.empty()) return live_result({});
   const ScalarType dtype = check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts,
@@ -68,6 +72,7 @@ Tensor adabreg_step_cpu(TensorList params, TensorList grads, TensorList duals, T
         op.functor.step_sizes = data_or_null<O>(step_sizes);
         op.functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
         op.functor.last_row = int32_t(rows - 1);
+        op.scalars = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
         return live_result(for_each(op, segments).live);
       });
     });

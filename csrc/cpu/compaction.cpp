@@ -6,78 +6,72 @@
 #include <cstring>
 #include <vector>
 
+#include "../core/simd_bits.h"
 #include "../functors/compaction.h"
 #include "../torch/dispatch.h"
-#include "computed.h"
+#include "results.h"
 
 namespace sk::cpu {
 
 template <class T>
-struct PackedLive : LiveMask<T> {
-  const void* const* inputs;  // [tensors] duals
-  const int64_t* numels;      // [tensors] duals, not words
-
-  template <class S>
-  SK_HD void generate(int64_t tensor, const Segment&, int64_t first, int n, uint32_t* out,
-                      S&) const {
-    const T* duals = static_cast<const T*>(inputs[tensor]) + 32 * first;
-    const int64_t left = numels[tensor] - 32 * first;
-    const int whole = int(std::min<int64_t>(n, left / 32));
-    for (int w = 0; w < whole; ++w) {
-      const T* own = duals + 32 * w;  // with w in the index it would not vectorise under -fwrapv
-      uint32_t bits = 0;
-#pragma omp simd reduction(| : bits)
-      for (int i = 0; i < 32; ++i) bits |= uint32_t(this->functor.live(own[i])) << i;
-      out[w] = bits;
-    }
-    if (whole == n) return;
-    out[whole] = 0;
-    for (int i = 0; i < left % 32; ++i) {
-      out[whole] |= uint32_t(this->functor.live(duals[32 * whole + i])) << i;
-    }
+SK_CLONES void live_chunk(const typename LiveMask<T>::Functor& functor, const T* duals,
+                          int64_t begin, int64_t end, uint32_t* words) {
+  alignas(kStreamAlign) uint8_t live[kBlock] = {};
+  int64_t first = begin;
+  for (; first + kBlock <= end; first += kBlock) {
+    const T* own = duals + first;
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) live[i] = functor.live(own[i]);
+    for (int w = 0; w < kBlock / 32; ++w) words[first / 32 + w] = bits_of_bytes(live + 32 * w);
   }
-};
+  const int n = int(end - first);
+  for (int i = 0; i < n; ++i) live[i] = functor.live(duals[first + i]);
+  std::fill(live + n, live + kBlock, uint8_t(0));
+  for (int w = 0; w * 32 < n; ++w) words[first / 32 + w] = bits_of_bytes(live + 32 * w);
+}
 
-void live_mask_cpu(TensorList duals, TensorList words, double lam, bool nonnegative) {
+void live_mask_cpu(const TensorList& duals, const TensorList& words, double lam, bool nonnegative) {
   if (duals.empty()) return;
   const ScalarType dtype = check_live_mask(duals, words);
-  const auto inputs = pointers(duals);
-  const auto numels = sizes(duals);
+  const auto segments = make_segments({&duals, &words}, {}, {});
+  const auto numels = numels_of(segments);
   const auto run = [&]<class T>() {
-    PackedLive<T> op;
-    op.functor = live_mask<T>(lam, nonnegative).functor;
-    op.inputs = inputs.data();
-    op.numels = numels.data();
-    for_each(op, make_segments({&words}, {}, {}));
+    const auto functor = live_mask<T>(lam, nonnegative).functor;
+    struct None {};
+    for_each_chunk<None>(ChunkPlan(numels), numels,
+                         [&](int t, int64_t begin, int64_t end, int64_t, None&) {
+                           live_chunk(functor, static_cast<const T*>(segments[t].data[0]), begin,
+                                      end, static_cast<uint32_t*>(segments[t].data[1]));
+                         });
   };
   dtype == ScalarType::Double ? run.operator()<double>() : run.operator()<float>();
 }
 
-// Ones of a block of kBlock entries at a time, as numbers of entries.
+// Numbers of the entries of a block, and of the ones of a tile.
 struct OneNumbers {
-  alignas(kStreamAlign) uint32_t entries[kBlock], ones[kBlock + kPackSlack];
+  alignas(kStreamAlign) uint32_t entries[kBlock], ones[kRankTile + kPackSlack];
 };
 
 SK_CLONES void index_tile(const Segment& segment, int64_t begin, int64_t end, OneNumbers& numbers) {
   static const Gather<uint32_t> gather = pick_gather<uint32_t>();
-  auto* index = static_cast<uint32_t*>(segment.data[0]);
-  int64_t place = segment.ranks[begin / kRankTile] - segment.ranks[0];
+  int64_t ones = 0;
   for (int64_t first = begin; first < end; first += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, end - first));
     if (!any_bit(segment.mask + first / 32, n)) continue;
     for (int i = 0; i < kBlock; ++i) numbers.entries[i] = uint32_t(first) + uint32_t(i);
-    const int64_t ones = gather(numbers.entries, segment.mask + first / 32, n, numbers.ones);
-    // the places that exist: all of them, but for ranks of another mask
-    const int64_t from = std::clamp<int64_t>(-place, 0, ones);
-    const int64_t to = std::clamp<int64_t>(segment.capacity - place, from, ones);
-    if (from < to) {
-      std::memcpy(index + place + from, numbers.ones + from, size_t(to - from) * sizeof(uint32_t));
-    }
-    place += ones;
+    ones += gather(numbers.entries, segment.mask + first / 32, n, numbers.ones + ones);
+  }
+  // the places that exist: all of them, but for ranks of another mask
+  const int64_t place = segment.ranks[begin / kRankTile] - segment.ranks[0];
+  const int64_t from = std::clamp<int64_t>(-place, 0, ones);
+  const int64_t to = std::clamp<int64_t>(segment.capacity - place, from, ones);
+  if (from < to) {
+    auto* index = static_cast<uint32_t*>(segment.data[0]);
+    std::memcpy(index + place + from, numbers.ones + from, size_t(to - from) * sizeof(uint32_t));
   }
 }
 
-void mask_index_cpu(TensorList words, TensorList ranks, TensorList index) {
+void mask_index_cpu(const TensorList& words, const TensorList& ranks, const TensorList& index) {
   if (words.empty()) return;
   check_mask_index(words, ranks, index);
   const auto segments = index_segments(words, ranks, index);
@@ -101,7 +95,8 @@ SK_CLONES uint32_t largest(const uint32_t* numbers, int64_t n) {
 // Before anything is moved. A negative number is a large one without its sign.
 void check_range(const char* op, const TensorList& index, const std::vector<Segment>& segments) {
   struct None {};
-  const auto numels = sizes(index);
+  std::vector<int64_t> numels;
+  for (const Tensor& t : index) numels.push_back(t.numel());
   const ChunkPlan plan(numels);
   std::vector<uint32_t> most(size_t(plan.chunks()));
   for_each_chunk<None>(plan, numels, [&](int t, int64_t begin, int64_t end, int64_t chunk, None&) {
@@ -181,13 +176,13 @@ void move_entries(const char* op, const TensorList& tensors, const TensorList& i
   });
 }
 
-void gather_entries_cpu(TensorList tensors, TensorList index, std::vector<int64_t> runs,
-                        TensorList values) {
+void gather_entries_cpu(const TensorList& tensors, const TensorList& index,
+                        const std::vector<int64_t>& runs, const TensorList& values) {
   move_entries<false>("gather_entries_", tensors, index, runs, values);
 }
 
-void scatter_entries_cpu(TensorList tensors, TensorList index, std::vector<int64_t> runs,
-                         TensorList values) {
+void scatter_entries_cpu(const TensorList& tensors, const TensorList& index,
+                         const std::vector<int64_t>& runs, const TensorList& values) {
   move_entries<true>("scatter_entries_", tensors, index, runs, values);
 }
 

@@ -64,6 +64,34 @@ SK_HD void reduce_block([[maybe_unused]] const Result* results, [[maybe_unused]]
   }
 }
 
+// Asks for the memory of a later block of the tensor where the processor, which follows plain
+// walks, would come too late: beside random numbers, a packed backup or nothing but a sum, and
+// before a mere restore. Steps over several streams got slower by it.
+template <class Op, bool kMasked, class Streams>
+SK_HD void fetch_ahead([[maybe_unused]] const Segment& segment, [[maybe_unused]] int64_t first,
+                       [[maybe_unused]] bool enabled,
+                       [[maybe_unused]] const BackupOf<Op, kMasked>& backup) {
+  constexpr bool kOnlySums = Op::Lists::size == 1 && Op::kReduce == Reduce::kSum;
+  constexpr bool kPacks = kMasked && kSaves<Op>;
+  if constexpr (kRestores<Op> || kPacks || ((Op::kGenerated || kOnlySums) && Op::Lists::size > 0)) {
+    using Storage = typename Op::Lists::template At<0>::Storage;
+    const int64_t ahead = first + kAheadBytes / int(sizeof(Storage));
+    if (ahead + kBlock > segment.numel) return;
+    if constexpr (kRestores<Op>) {
+      if (!enabled) backup.fetch_ahead(ahead);
+    } else {
+      if constexpr (kPacks) {
+        if (!Op::kGenerated && !backup.packed()) return;
+      }
+      if constexpr (kMasked) {
+        if (!any_bit(segment.mask + ahead / 32, kBlock, mask_flip<Op>())) return;
+      }
+      if constexpr (kFromBackup<Op>) backup.fetch_ahead(ahead);
+      Streams::fetch_ahead(segment.data, ahead);
+    }
+  }
+}
+
 template <class Op, bool kMasked, bool kFull>
 SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Segment& segment,
                      int64_t tensor, int64_t first, int count, StreamCopy stream,
@@ -79,6 +107,8 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   alignas(kStreamAlign) uint32_t keep[kSkips ? kBlock : 1];
   const uint32_t* words = kMasked ? segment.mask + first / 32 : nullptr;
   const bool any = !kMasked || any_bit(words, n, mask_flip<Op>());
+  using Streams = BlockStreams<typename Op::Lists, kSkips, kFromBackup<Op>>;
+  if constexpr (kFull) fetch_ahead<Op, kMasked, Streams>(segment, first, functor.enabled(), backup);
   if constexpr (kSaves<Op>) {
     if (any || !backup.packed()) backup.save(first, n);
   }
@@ -94,7 +124,7 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
     if (!functor.enabled()) return;
   }
   if constexpr (kFromBackup<Op>) block.source = backup.unperturbed(first, n, original);
-  BlockStreams<typename Op::Lists, kSkips, kFromBackup<Op>> streams;
+  Streams streams;
   streams.open(segment.data, first, block);
 
   alignas(kStreamAlign) std::conditional_t<kCounts, int32_t, Math> results[kBlock];

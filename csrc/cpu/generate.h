@@ -152,16 +152,43 @@ void add_normals(const Directions<Math>& stream, const RoundKeys& keys, const Se
   }
 }
 
-template <bool kFirst, class Math>
-SK_HD void add_signs(Math c, const uint32_t* words, int n, Math* s) {
+// s <- s + sum of coef[k] z_k over kCount directions, z_k = +1 or -1 by the bits of words[k *
+// kTileWords] and on; with 0 for s where kFirst.
+template <bool kFirst, int kCount, class Math>
+SK_HD void add_signs(const Math* coef, const uint32_t* words, int n, Math* s) {
   for (int w = 0; w * 32 < n; ++w) {
-    const uint32_t word = words[w];
 #pragma omp simd
     for (int i = 0; i < 32; ++i) {
-      // c z + s with z = +1 or -1 is one exact product and one rounding, with or without fma
-      s[32 * w + i] = (kFirst ? Math(0) : s[32 * w + i]) + flip_sign(c, word << (31 - i));
+      Math sum = kFirst ? Math(0) : s[32 * w + i];
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        // c z + s with z = +1 or -1 is one exact product and one rounding, with or without fma
+        sum = sum + flip_sign(coef[k], words[k * kTileWords + w] << (31 - i));
+      }
+      s[32 * w + i] = sum;
     }
   }
+}
+
+// The same for all q directions, four at a time, so that s is walked a fourth as often.
+template <class Math>
+SK_HD void sum_signs(const Math* coef, int q, const uint32_t* words, int n, Math* s) {
+  const int head = (q - 1) % 4 + 1;
+  switch (head) {
+    case 1:
+      add_signs<true, 1>(coef, words, n, s);
+      break;
+    case 2:
+      add_signs<true, 2>(coef, words, n, s);
+      break;
+    case 3:
+      add_signs<true, 3>(coef, words, n, s);
+      break;
+    default:
+      add_signs<true, 4>(coef, words, n, s);
+  }
+  for (int k = head; k < q; k += 4)
+    add_signs<false, 4>(coef + k, words + size_t(k) * kTileWords, n, s);
 }
 
 // zo_combine or zo_norm2 with s as its computed input
@@ -180,9 +207,7 @@ struct Drawn : Base {
     }
     draw_tile(this->stream, keys, segment, first, scratch);
     const uint32_t* words = scratch.words.data() + (first % kTile) / 32;
-    add_signs<true>(this->stream.coef[0], words, n, s);
-    for (int k = 1; k < this->stream.q; ++k)
-      add_signs<false>(this->stream.coef[k], words + size_t(k) * kTileWords, n, s);
+    sum_signs(this->stream.coef, this->stream.q, words, n, s);
   }
 };
 

@@ -8,7 +8,7 @@
 
 namespace sk::cpu {
 
-void mask_apply_cpu(TensorList tensors, TensorList masks) {
+void mask_apply_cpu(const TensorList& tensors, const TensorList& masks) {
   if (tensors.empty()) return;
   check_mask_apply(tensors, masks);
   const auto segments = make_segments({&tensors}, masks, {});

@@ -2,145 +2,242 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <vector>
 
+#include "../core/simd_bits.h"
 #include "../torch/ranked.h"
 #include "for_each.h"
+#include "nm_groups.h"
 #include "ranked.h"
 
 namespace sk::cpu {
 
-// Keys of the entries around a block of words, where they lie close enough together: a member of a
-// group is looked at m times.
-constexpr int64_t kMostBuffered = 65536;  // entries beyond the block's own
-constexpr int64_t kMostCompared = 32;     // larger groups are compared entry by entry
+constexpr int64_t kTileKeys = 4096;  // of the groups that are ranked together, if these are small
 
-template <class Keys>
-struct Buffered {
-  const typename Keys::Key* keys;  // of the entries from `low` on
-  int64_t low, height, width;
-
-  SK_HD int64_t rows() const { return height; }
-  SK_HD int64_t cols() const { return width; }
-  SK_HD typename Keys::Key key(int64_t entry) const { return keys[entry - low]; }
-};
-template <class Keys>
-struct Direct {
-  const Source<Keys>& source;
-  const Segment& scores;
-
-  SK_HD int64_t rows() const { return scores.numel / scores.cols; }
-  SK_HD int64_t cols() const { return scores.cols; }
-  SK_HD typename Keys::Key key(int64_t entry) const {
-    typename Keys::Key key;
-    fill_keys(source, scores, entry, 1, &key);
-    return key;
-  }
+template <class Key>
+struct NmScratch {
+  Lines<Key> keys, entries, sorted;
+  Lines<uint8_t> kept, flags;
 };
 
-template <class Keys>
-struct BufferedNm : MaskNm<Keys> {
-  const Source<Keys>* source;
-  const Segment* scores;  // [tensors], with cols
+// Bits of entries [first, first + n) from one byte each. Other tasks may write the rest of the
+// first and the last word, which are 0 before.
+SK_HD void put_bits(uint32_t* words, int64_t first, const uint8_t* flags, int64_t n) {
+  const int shift = int(first % 32);
+  uint64_t carry = 0;
+  for (int64_t at = 0; at < n + shift; at += 32) {
+    const int64_t left = n - at;
+    const uint64_t bits = left <= 0 ? 0 : existing_bits(bits_of_bytes(flags + at), left);
+    carry |= bits << shift;
+    uint32_t& word = words[(first + at) / 32];
+    if ((at == 0 && shift) || left + shift < 32) {
+      std::atomic_ref<uint32_t>(word).fetch_or(uint32_t(carry), std::memory_order_relaxed);
+    } else {
+      word = uint32_t(carry);
+    }
+    carry >>= 32;
+  }
+}
 
-  template <class S>
-  SK_HD void generate(int64_t tensor, const Segment&, int64_t first, int n, uint32_t* out,
-                      S&) const {
-    const Segment& s = scores[tensor];
-    const int64_t reach = this->groups.reach(s.cols, s.numel);
-    if (reach > kMostBuffered / 2) return words(Direct<Keys>{*source, s}, s.numel, first, n, out);
-    // room for what a shift by any member reaches; outside the tensor nothing is filled in
-    const int64_t low = 32 * first - reach, high = 32 * (first + n) + reach;
-    const int64_t begin = std::max<int64_t>(0, low), end = std::min(s.numel, high);
-    std::vector<typename Keys::Key> keys(size_t(high - low));
-    for (int64_t at = begin; at < end; at += kBlock) {
-      fill_keys(*source, s, at, int(std::min<int64_t>(kBlock, end - at)), &keys[size_t(at - low)]);
+template <class Keys>
+class NmChunk {
+  using Key = typename Keys::Key;
+
+  const Source<Keys>& source_;
+  const Segment& segment_;
+  int64_t m_, n_, rows_, cols_;
+  bool along_rows_;
+  NmScratch<Key>& scratch_;
+  uint32_t* words_ = static_cast<uint32_t*>(segment_.data[1]);
+
+ public:
+  SK_HD NmChunk(const Source<Keys>& source, const Segment& segment, const Groups& groups,
+                NmScratch<Key>& scratch)
+      : source_(source),
+        segment_(segment),
+        m_(std::min(groups.m, groups.along_rows ? segment.cols : segment.numel / segment.cols)),
+        n_(std::min(groups.n, m_)),
+        rows_(segment.numel / segment.cols),
+        cols_(segment.cols),
+        along_rows_(groups.along_rows),
+        scratch_(scratch) {}
+
+  SK_HD void run(int64_t begin, int64_t end) {
+    if (!along_rows_) return columns(begin, end);
+    const auto of_lines = cols_ % m_ == 0 ? pick_line_words(m_) : nullptr;
+    of_lines ? lines(of_lines, begin, end) : rows(begin, end);
+  }
+
+ private:
+  static LineWords<Key> pick_line_words(int64_t m) {
+    return m == 2    ? line_words<Key, 2>
+           : m == 4  ? line_words<Key, 4>
+           : m == 8  ? line_words<Key, 8>
+           : m == 16 ? line_words<Key, 16>
+                     : nullptr;
+  }
+  static KeepBest<Key> pick_keep_best(int64_t m) {
+    return m == 2    ? keep_best_of<Key, 2>
+           : m == 4  ? keep_best_of<Key, 4>
+           : m == 8  ? keep_best_of<Key, 8>
+           : m == 16 ? keep_best_of<Key, 16>
+                     : nullptr;
+  }
+  int lanes() const {
+    return m_ > kMostWide ? 1 : int(std::clamp<int64_t>(kTileKeys / m_, kWide, kBlock)) & -kWide;
+  }
+  void keep_best(const Key* keys, int64_t m, int lanes, int groups, uint8_t* kept) {
+    if (const auto few = pick_keep_best(m)) return few(keys, lanes, groups, n_, kept);
+    if (lanes == 1) {
+      return keep_best_of_many<Key, 1>(keys, m, 1, groups, n_, scratch_.sorted.room(m), kept);
     }
-    const Buffered<Keys> matrix{keys.data(), low, s.numel / s.cols, s.cols};
-    if (this->groups.m > kMostCompared) return words(matrix, s.numel, first, n, out);
-    for (int w = 0; w < n; w += kBlock / 32) {
-      compare(matrix, s.numel, first + w, std::min(n - w, kBlock / 32), out + w);
+    keep_best_of_many<Key, kWide>(keys, m, lanes, groups, n_, scratch_.sorted.room(m * kWide),
+                                  kept);
+  }
+
+  // Groups that fill words: no entry of a block has to do with one of another.
+  SK_HD void lines(LineWords<Key> of_lines, int64_t begin, int64_t end) {
+    alignas(kStreamAlign) Key keys[kBlock];
+    for (int64_t first = begin; first < end; first += kBlock) {
+      const int n = int(std::min<int64_t>(kBlock, end - first));
+      fill_keys(source_, segment_, first, n, keys);
+      std::fill(keys + n, keys + kBlock, Key(0));
+      uint32_t* words = words_ + first / 32;
+      of_lines(keys, int(words_of(n)), n_, words);
+      if (n % 32) words[n / 32] = existing_bits(words[n / 32], n % 32);
     }
   }
-  // The words of up to kBlock entries: all entries against the neighbour at one distance at a time.
-  SK_HD void compare(const Buffered<Keys>& matrix, int64_t numel, int64_t first, int n,
-                     uint32_t* out) const {
-    using Key = typename Keys::Key;
-    const int count = int(std::min<int64_t>(numel - 32 * first, 32 * n));
-    alignas(kStreamAlign) int32_t in[kBlock], left[kBlock], better[kBlock] = {};
-    place(matrix, 32 * first, count, in, left);
-    const int64_t stride = this->groups.stride(matrix.cols());
-    const Key* own = matrix.keys + (32 * first - matrix.low);
-    // no further than a line is long: the room on both sides may be less than m - 1 strides
-    const int64_t line = this->groups.along_rows ? matrix.cols() : matrix.rows();
-    const int far = int(std::min(this->groups.m, line)) - 1;
-    for (int d = -far; d <= far; ++d) {
-      if (d == 0) continue;
-      const Key* other = own + d * stride;
-      const int32_t earlier = d < 0;
-#pragma omp simd
-      for (int i = 0; i < count; ++i) {
-        const int32_t there = (in[i] + d >= 0) & (d < left[i]);
-        better[i] += there & ((other[i] > own[i]) | ((other[i] == own[i]) & earlier));
-      }
-    }
-    for (int w = 0; w < n; ++w) {
-      uint32_t bits = 0;
-      for (int i = 32 * w; i < 32 * (w + 1) && i < count; ++i) {
-        bits |= uint32_t(better[i] < this->groups.n) << (i % 32);
-      }
-      out[w] = bits;
+
+  // Groups along rows are numbered through; a chunk has those that begin in it.
+  int64_t per_row() const { return (cols_ + m_ - 1) / m_; }
+  int64_t group_from(int64_t entry) const {
+    return entry / cols_ * per_row() + (entry % cols_ + m_ - 1) / m_;
+  }
+  int64_t entry_of(int64_t group) const {
+    return group / per_row() * cols_ + group % per_row() * m_;
+  }
+  // f(first group, groups, entries of each, first entry) for runs of groups of one size, from a
+  // column on; a shorter one is a run of its own
+  template <class F>
+  SK_HD void each_run(int64_t col, int groups, const F& f) {
+    int64_t at = 0;
+    for (int g = 0; g < groups;) {
+      const int64_t whole = (cols_ - col) / m_;
+      const int count = whole ? int(std::min<int64_t>(groups - g, whole)) : 1;
+      const int64_t size = whole ? m_ : cols_ - col;
+      f(g, count, size, at);
+      g += count;
+      at += count * size;
+      col = (col + count * size) % cols_;
     }
   }
-  // Of `count` entries from `first` on: members of the group before each, and from it on.
-  SK_HD void place(const Buffered<Keys>& matrix, int64_t first, int count, int32_t* in,
-                   int32_t* left) const {
-    const int64_t m = this->groups.m, cols = matrix.cols();
-    int64_t row = first / cols, col = first % cols;
-    for (int i = 0; i < count;) {
-      // along a row every entry differs from the last one; along columns those of a row are alike
-      const int64_t at = this->groups.along_rows ? col : row;
-      const int64_t line = this->groups.along_rows ? cols : matrix.rows();
-      // a run along a row ends with its group: only the first may begin inside one
-      const int64_t before = this->groups.along_rows && i > 0 ? 0 : at % m;
-      const int64_t size = std::min(m, line - (at - before));
-      const int64_t run = std::min<int64_t>(
-          count - i, this->groups.along_rows ? std::min(size - before, cols - col) : cols - col);
-      const int32_t step = this->groups.along_rows;
-      for (int64_t j = 0; j < run; ++j) {
-        in[i + j] = int32_t(before + step * j);
-        left[i + j] = int32_t(size - before - step * j);
+  SK_HD void rows(int64_t begin, int64_t end) {
+    const int wide = lanes();
+    const int64_t last = group_from(end);
+    Key* keys = scratch_.keys.room(m_ * wide);
+    Key* entries = scratch_.entries.room(m_ * wide);
+    uint8_t* kept = scratch_.kept.room(m_ * wide);
+    uint8_t* flags = scratch_.flags.room(m_ * wide + 32);
+    for (int64_t group = group_from(begin); group < last; group += wide) {
+      const int groups = int(std::min<int64_t>(wide, last - group));
+      const int64_t first = entry_of(group), count = entry_of(group + groups) - first;
+      for (int64_t at = 0; at < count; at += kBlock) {
+        fill_keys(source_, segment_, first + at, int(std::min<int64_t>(kBlock, count - at)),
+                  entries + at);
       }
-      i += int(run);
-      col += run;
-      if (col == cols) {
-        col = 0;
-        ++row;
-      }
+      each_run(first % cols_, groups, [&](int g, int count, int64_t size, int64_t at) SK_INLINED {
+        for (int64_t c = 0; c < size; ++c) {
+#pragma GCC unroll 8
+          for (int64_t j = 0; j < count; ++j) keys[c * wide + g + j] = entries[at + j * size + c];
+        }
+        // what a shorter group lacks ranks last: the smallest key, and the highest index
+        for (int64_t c = size; c < m_; ++c) keys[c * wide + g] = Key(0);
+      });
+      keep_best(keys, m_, wide, groups, kept);
+      each_run(first % cols_, groups, [&](int g, int count, int64_t size, int64_t at) SK_INLINED {
+        for (int64_t c = 0; c < size; ++c) {
+#pragma GCC unroll 8
+          for (int64_t j = 0; j < count; ++j) flags[at + j * size + c] = kept[c * wide + g + j];
+        }
+      });
+      put_bits(words_, first, flags, count);
     }
   }
-  template <class Matrix>
-  SK_HD void words(const Matrix& matrix, int64_t numel, int64_t first, int n, uint32_t* out) const {
-    for (int w = 0; w < n; ++w) out[w] = nm_word(this->groups, matrix, numel, first + w);
+
+  // The processor does not foresee so many short pieces of rows.
+  SK_HD void ask_for(int64_t first, int64_t n) {
+    if constexpr (Keys::kRandom) return;
+    using Storage = typename Keys::Storage;
+    const auto* scores = static_cast<const Storage*>(segment_.data[0]) + first;
+    for (int64_t i = 0; i < n; i += int64_t(kStreamAlign / sizeof(Storage))) {
+      __builtin_prefetch(scores + i);
+    }
+  }
+
+  // A chunk has as many columns of m rows as it has entries, whole words of them.
+  SK_HD void columns(int64_t begin, int64_t end) {
+    const int wide = lanes();
+    Key* keys = scratch_.keys.room(m_ * wide);
+    uint8_t* kept = scratch_.kept.room(m_ * wide + 32);
+    for (int64_t row = begin / (m_ * cols_) * m_; row * cols_ < end; row += m_) {
+      const int64_t height = std::min(m_, rows_ - row);
+      const auto column_at = [&](int64_t entry) {
+        const int64_t at = std::clamp<int64_t>(entry - row * cols_, 0, height * cols_);
+        return at == height * cols_ ? cols_ : at / height / 32 * 32;
+      };
+      const int64_t last = column_at(end);
+      for (int64_t col = column_at(begin); col < last; col += wide) {
+        const int groups = int(std::min<int64_t>(wide, last - col));
+        for (int64_t c = 0; c < height; ++c) {
+          ask_for((row + c) * cols_ + col + wide, std::min<int64_t>(wide, last - col - wide));
+          fill_keys(source_, segment_, (row + c) * cols_ + col, groups, keys + c * wide);
+        }
+        keep_best(keys, height, wide, groups, kept);
+        for (int64_t c = 0; c < height; ++c) {
+          put_bits(words_, (row + c) * cols_ + col, kept + c * wide, groups);
+        }
+      }
+    }
   }
 };
 
-void mask_nm_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                 std::vector<int64_t> firsts, std::vector<int64_t> rows, std::vector<int64_t> cols,
-                 int64_t n, int64_t m, bool along_rows, TensorList words) {
+template <class Keys>
+SK_CLONES void nm_chunk(const Source<Keys>& source, const Segment& segment, const Groups& groups,
+                        int64_t begin, int64_t end, NmScratch<typename Keys::Key>& scratch) {
+  NmChunk<Keys>(source, segment, groups, scratch).run(begin, end);
+}
+
+// Where groups or rows end inside words, put_bits finds zeros; elsewhere it writes whole words, but
+// for the last one.
+void clear_shared_words(const Segment& segment, const Groups& groups) {
+  auto* words = static_cast<uint32_t*>(segment.data[1]);
+  const int64_t m = groups.m, cols = segment.cols;
+  const bool whole = groups.along_rows ? cols % m == 0 && 32 % m == 0 : cols % 32 == 0;
+  const int64_t count = words_of(segment.numel);
+  std::fill(words + (whole ? count - 1 : 0), words + count, 0u);
+}
+
+void mask_nm_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                 const std::vector<int64_t>& firsts, const std::vector<int64_t>& rows,
+                 const std::vector<int64_t>& cols, int64_t n, int64_t m, bool along_rows,
+                 const TensorList& words) {
   constexpr const char* kOp = "mask_nm_";
   if (scores.empty()) return;
   const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);
   check_mask_nm(scores, rows, cols, n, m, words);
-  const auto inputs = ranked_segments(scores, {}, {}, firsts, &cols);
+  const auto segments = ranked_segments(scores, {}, words, firsts, &cols);
+  const auto numels = numels_of(segments);
+  const Groups groups{n, m, along_rows};
+  for (const Segment& s : segments) {
+    if (s.numel) clear_shared_words(s, groups);
+  }
   dispatch_keys<true>(kOp, kind, key, dtype, [&]<class Keys>(const Keys& keys) {
     const Source<Keys> source(keys);
-    BufferedNm<Keys> op;
-    op.keys = keys;
-    op.groups = {n, m, along_rows};
-    op.source = &source;
-    op.scores = inputs.data();
-    for_each(op, make_segments({&words}, {}, {}));
+    for_each_chunk<NmScratch<typename Keys::Key>>(
+        ChunkPlan(numels), numels, [&](int t, int64_t begin, int64_t end, int64_t, auto& scratch) {
+          nm_chunk(source, segments[t], groups, begin, end, scratch);
+        });
   });
 }
 

@@ -1,9 +1,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
-#include <bit>
 #include <cstring>
 
+#include "../core/simd_pack.h"
 #include "../torch/ranked.h"
 #include "for_each.h"
 #include "ranked.h"
@@ -12,7 +12,20 @@ namespace sk::cpu {
 
 constexpr int kCopies = 4;  // of a histogram: neighbours in one bin would wait for each other
 constexpr int kBins = 1 << kDigitBits;
+constexpr int kChosen = 4 * kBlock;  // digits of the keys that count, from several blocks
 constexpr int64_t kMostPending = int64_t(1) << 30;  // elements that 32-bit bins surely hold
+
+// Adds the copies of a histogram to the output, and clears them.
+SK_CLONES void add_copies(int32_t* copies, int used, int64_t* out) {
+  for (int c = 1; c < kCopies; ++c) {
+#pragma omp simd
+    for (int b = 0; b < used; ++b) copies[b] += copies[c * kBins + b];
+  }
+  for (int b = 0; b < used; ++b) {
+    if (copies[b]) std::atomic_ref<int64_t>(out[b]).fetch_add(copies[b], std::memory_order_relaxed);
+  }
+  std::fill(copies, copies + kCopies * kBins, 0);
+}
 
 // A task's histogram of one pool, added to the output when the pool changes and at the end. Sums of
 // integers: the order of the tasks does not matter.
@@ -30,44 +43,62 @@ struct Bins {
   }
   void flush() {
     if (pending == 0) return;
-    for (int b = 0; b < used; ++b) {
-      int64_t sum = 0;
-      for (int c = 0; c < kCopies; ++c) sum += copies[size_t(c * kBins + b)];
-      if (sum) std::atomic_ref<int64_t>(out[b]).fetch_add(sum, std::memory_order_relaxed);
-    }
-    std::fill(copies.begin(), copies.end(), 0);
+    add_copies(copies.data(), used, out);
     pending = 0;
   }
   ~Bins() { flush(); }
 };
+
+SK_HD bool all_bits(const uint32_t* words, int n) {
+  uint32_t all = ~0u;
+  for (int w = 0; w * 32 < n; ++w) all &= words[w];
+  return all == ~0u;
+}
+
+SK_HD void count_digits(const uint32_t* digits, int n, int32_t* bins) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) ++bins[j % kCopies * kBins + int64_t(digits[i + j])];
+  }
+  for (; i < n; ++i) ++bins[i % kCopies * kBins + int64_t(digits[i])];
+}
 
 template <class Keys>
 SK_CLONES void histogram_chunk(const Source<Keys>& source, const Segment& segment,
                                const Digit& digit, typename Keys::Key prefix, int64_t begin,
                                int64_t end, int32_t* bins) {
   using Key = typename Keys::Key;
+  static const Gather<uint32_t> gather = pick_gather<uint32_t>();
+  static const BitsBetween<typename Keys::Key> compare = pick_bits_between<typename Keys::Key>();
   RankedBlock<Keys> block;
-  alignas(kStreamAlign) int32_t digits[kBlock];
+  alignas(kStreamAlign) uint32_t digits[kBlock], chosen[kChosen + kPackSlack];
+  uint32_t follows[kBlock / 32];
+  int pending = 0;
   const bool all = digit.first<Key>();
+  const int above = all ? 0 : digit.shift + digit.bits;
+  const Key low = prefix << above, span = (Key(1) << above) - 1;
+  if (!all && low >> above != prefix) return;  // no key has such a prefix
   for (int64_t first = begin; first < end; first += kBlock) {
     if (!block.open(source, segment, first, end)) continue;
-#pragma omp simd
-    for (int i = 0; i < 32 * block.words; ++i) digits[i] = digit.of(block.keys[i]);
-    for (int w = 0; w < block.words; ++w) {
-      const int32_t* own = digits + 32 * w;
-      uint32_t bits = all ? block.here[w] : block.where(w, [&](Key key) SK_INLINED {
-        return key >> (digit.shift + digit.bits) == prefix;
-      });
-      if (bits == ~0u) {
-        for (int i = 0; i < 32; ++i) ++bins[i % kCopies * kBins + own[i]];
-      } else {
-        for (; bits; bits &= bits - 1) {
-          const int i = std::countr_zero(bits);
-          ++bins[i % kCopies * kBins + own[i]];
-        }
-      }
+    const uint32_t* counted = block.here;
+    if (!all) {
+      block.between(compare, low, span, follows);
+      if (!any_bit(follows, kBlock)) continue;
+      counted = follows;
     }
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) digits[i] = uint32_t(digit.of(block.keys[i]));
+    if (all_bits(counted, kBlock)) {
+      count_digits(digits, kBlock, bins);
+      continue;
+    }
+    pending += gather(digits, counted, kBlock, chosen + pending);
+    if (pending <= kChosen - kBlock) continue;
+    count_digits(chosen, pending, bins);
+    pending = 0;
   }
+  count_digits(chosen, pending, bins);
 }
 
 // Writes the bits of the keys above the threshold; returns the number of keys equal to it.
@@ -76,7 +107,11 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
                               typename Keys::Key threshold, bool accumulate, int64_t begin,
                               int64_t end) {
   using Key = typename Keys::Key;
+  static const BitsBetween<typename Keys::Key> compare = pick_bits_between<typename Keys::Key>();
   RankedBlock<Keys> block;
+  uint32_t above[kBlock / 32], equal[kBlock / 32];
+  const Key low = threshold + 1;
+  const uint32_t any_above = low ? ~0u : 0u;
   int64_t ties = 0;
   for (int64_t first = begin; first < end; first += kBlock) {
     uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
@@ -84,11 +119,16 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
       if (!accumulate) std::fill(words, words + block.words, 0u);
       continue;
     }
-    for (int w = 0; w < block.words; ++w) {
-      const uint32_t above = block.where(w, [&](Key key) SK_INLINED { return key > threshold; });
-      ties += popcount(block.where(w, [&](Key key) SK_INLINED { return key == threshold; }));
-      words[w] = accumulate ? words[w] | above : above;
+    block.between(compare, low, ~low, above);
+    block.between(compare, threshold, 0, equal);
+    uint32_t ones = 0;
+    for (int w = 0; w < block.kWords; ++w) {
+      above[w] &= any_above;
+      ones |= equal[w];
     }
+    for (int w = 0; accumulate && w < block.words; ++w) above[w] |= words[w];
+    std::memcpy(words, above, size_t(block.words) * sizeof(uint32_t));
+    if (ones) ties += count_ones(equal, kBlock);
   }
   return ties;
 }
@@ -97,15 +137,16 @@ SK_CLONES int64_t write_chunk(const Source<Keys>& source, const Segment& segment
 template <class Keys>
 SK_CLONES void ties_chunk(const Source<Keys>& source, const Segment& segment,
                           typename Keys::Key threshold, int64_t left, int64_t begin, int64_t end) {
-  using Key = typename Keys::Key;
+  static const BitsBetween<typename Keys::Key> compare = pick_bits_between<typename Keys::Key>();
   RankedBlock<Keys> block;
+  uint32_t equal[kBlock / 32];
   for (int64_t first = begin; first < end && left > 0; first += kBlock) {
     uint32_t* words = static_cast<uint32_t*>(segment.data[1]) + first / 32;
     if (!block.open(source, segment, first, end)) continue;
+    block.between(compare, threshold, 0, equal);
     for (int w = 0; w < block.words; ++w) {
-      const uint32_t ties = block.where(w, [&](Key key) SK_INLINED { return key == threshold; });
-      words[w] |= first_ones(ties, left);
-      left -= popcount(ties);
+      words[w] |= first_ones(equal[w], left);
+      left -= popcount(equal[w]);
     }
   }
 }
@@ -121,9 +162,9 @@ struct Pools {
   int64_t of(int t) const { return values[number(t)]; }
 };
 
-Tensor topk_histogram_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                          std::vector<int64_t> firsts, TensorList among, bool inverted,
-                          Tensor prefix, int64_t shift, int64_t bits) {
+Tensor topk_histogram_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                          const std::vector<int64_t>& firsts, const TensorList& among,
+                          bool inverted, Tensor prefix, int64_t shift, int64_t bits) {
   constexpr const char* kOp = "topk_histogram";
   check_digit(shift, bits, scores.empty() ? 64 : bits_of_key(kind, scores));
   Tensor out =
@@ -151,9 +192,9 @@ Tensor topk_histogram_cpu(TensorList scores, std::string kind, std::optional<Ten
 
 struct NoScratch {};
 
-Tensor topk_write_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                      std::vector<int64_t> firsts, TensorList among, bool inverted,
-                      Tensor threshold, TensorList words, bool accumulate) {
+Tensor topk_write_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                      const std::vector<int64_t>& firsts, const TensorList& among, bool inverted,
+                      Tensor threshold, const TensorList& words, bool accumulate) {
   constexpr const char* kOp = "topk_write_";
   Tensor out = torch::stable::new_zeros(threshold, {count_chunks(scores)}, ScalarType::Long);
   if (scores.empty()) return out;
@@ -177,9 +218,10 @@ Tensor topk_write_cpu(TensorList scores, std::string kind, std::optional<Tensor>
   return out;
 }
 
-void topk_ties_cpu(TensorList scores, std::string kind, std::optional<Tensor> key,
-                   std::vector<int64_t> firsts, TensorList among, bool inverted, Tensor threshold,
-                   Tensor counts, Tensor before, Tensor take, TensorList words) {
+void topk_ties_cpu(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                   const std::vector<int64_t>& firsts, const TensorList& among, bool inverted,
+                   Tensor threshold, Tensor counts, Tensor before, Tensor take,
+                   const TensorList& words) {
   constexpr const char* kOp = "topk_ties_";
   if (scores.empty()) return;
   const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);

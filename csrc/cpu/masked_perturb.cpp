@@ -2,15 +2,16 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../torch/device_scalars.h"
 #include "../torch/dispatch.h"
 #include "../torch/op_checks.h"
 #include "results.h"
 
 namespace sk::cpu {
 
-void masked_perturb_cpu(TensorList params, TensorList grads, Tensor norm, double rho,
-                        TensorList masks, TensorList backup, TensorList ranks, bool adaptive,
-                        double eta, double eps) {
+void masked_perturb_cpu(const TensorList& params, const TensorList& grads, Tensor norm, double rho,
+                        const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                        bool adaptive, double eta, double eps, std::optional<Tensor> device_rho) {
   constexpr const char* kOp = "masked_perturb_";
   if (params.empty()) return;
   const ScalarType dtype = check_masked_perturb(params, grads, norm, masks, backup, ranks);
@@ -20,7 +21,8 @@ void masked_perturb_cpu(TensorList params, TensorList grads, Tensor norm, double
     dispatch_bool(adaptive, [&]<bool kAdaptive>() {
       using O = opmath_t<T>;
       const O* value = static_cast<const O*>(norm.data_ptr());
-      for_each(MaskedPerturb<T, kAdaptive>{value, O(rho), O(eta), O(eps)}, segments);
+      const O* radius = device_scalars<O>(kOp, "device_rho", device_rho, 1, params);
+      for_each(MaskedPerturb<T, kAdaptive>{value, O(rho), O(eta), O(eps), radius}, segments);
     });
   });
 }

@@ -10,8 +10,8 @@
 
 namespace sk::cpu {
 
-Tensor grad_norm_cpu(TensorList grads, TensorList masks, TensorList weights, double eta,
-                     bool squared) {
+Tensor grad_norm_cpu(const TensorList& grads, const TensorList& masks, const TensorList& weights,
+                     double eta, bool squared) {
   constexpr const char* kOp = "grad_norm";
   const ScalarType dtype = check_grad_norm(grads, masks, weights);
   const auto segments = make_segments({&grads, &weights}, masks, {});

@@ -140,11 +140,13 @@ std::vector<Found> prox_lists(const ProxCall<T>& call, const std::vector<Segment
   return found;
 }
 
-std::tuple<Tensor, Tensor, Tensor> prox_group_cpu(TensorList params, TensorList duals,
-                                                  TensorList alive, std::vector<int64_t> cols,
-                                                  std::vector<int64_t> heights,
-                                                  std::vector<int64_t> widths, Tensor thresholds,
-                                                  double lam, double delta, bool nonnegative) {
+std::tuple<Tensor, Tensor, Tensor> prox_group_cpu(const TensorList& params, const TensorList& duals,
+                                                  const TensorList& alive,
+                                                  const std::vector<int64_t>& cols,
+                                                  const std::vector<int64_t>& heights,
+                                                  const std::vector<int64_t>& widths,
+                                                  Tensor thresholds, double lam, double delta,
+                                                  bool nonnegative) {
   constexpr const char* kOp = "prox_group_";
   const int64_t count = int64_t(params.size());
   Tensor live = torch::stable::empty({count}, ScalarType::Long);

@@ -6,6 +6,7 @@
 
 #include "../core/mask.h"
 #include "../core/segment.h"
+#include "../core/simd_bits.h"
 #include "../core/simd_philox.h"
 #include "../functors/ranked.h"
 #include "block.h"
@@ -39,45 +40,48 @@ SK_HD void fill_keys(const Source<RandomKeys>& source, const Segment& segment, i
   // a block may begin and end within a call's four words
   alignas(kStreamAlign) uint32_t words[kBlock + 4 * kPhiloxGroup];
   const uint64_t global = uint64_t(segment.first + first);
-  const int calls = kBlock / 4 + (global % 4 == 0 ? 0 : kPhiloxGroup);
+  const int calls = (n + int(global % 4) + 3) / 4;
   philox_words<10>(source.rounds, global / 4, 0, 0, calls, words);
   std::copy(words + global % 4, words + global % 4 + n, out);
 }
 
+// Loops over a block have a constant length: what is not there is no candidate.
 template <class Keys>
 struct RankedBlock {
   using Key = typename Keys::Key;
+  static constexpr int kWords = kBlock / 32;
 
-  int words;                   // mask words of the block
-  uint32_t here[kBlock / 32];  // bits of the candidates
+  int words;              // mask words of the block that exist
+  uint32_t here[kWords];  // bits of the candidates
   alignas(kStreamAlign) Key keys[kBlock];
 
   // Reads elements [first, end) or the first kBlock of them; false, and no keys, where none of them
   // is a candidate.
   SK_HD bool open(const Source<Keys>& source, const Segment& segment, int64_t first, int64_t end) {
-    const int n = int(std::min<int64_t>(kBlock, end - first));
-    words = int(words_of(n));
-    uint32_t any = 0;
-    for (int w = 0; w < words; ++w) {
-      const int left = n - 32 * w;
-      uint32_t bits = left >= 32 ? ~0u : (1u << left) - 1u;
-      if (segment.mask) bits &= segment.mask[first / 32 + w] ^ (source.inverted ? ~0u : 0u);
-      any |= here[w] = bits;
-    }
-    if (!any) return false;
-    fill_keys(source, segment, first, n, keys);
-    std::fill(keys + n, keys + 32 * words, Key(0));
-    return true;
+    const uint32_t* mask = segment.mask ? segment.mask + first / 32 : nullptr;
+    if (end - first >= kBlock) return read(source, segment, first, mask, kBlock, kWords);
+    const int n = int(end - first);
+    std::fill(here, here + kWords, 0u);
+    std::fill(keys + n, keys + kBlock, Key(0));
+    return read(source, segment, first, mask, n, int(words_of(n)));
   }
 
-  // candidates among the 32 entries of word w whose key passes the test
-  template <class Test>
-  SK_HD uint32_t where(int w, const Test& test) const {
-    const Key* own = keys + 32 * w;
-    uint32_t bits = 0;
-#pragma omp simd reduction(| : bits)
-    for (int i = 0; i < 32; ++i) bits |= uint32_t(test(own[i])) << i;
-    return bits & here[w];
+  // bits of the candidates with a key in [low, low + span]
+  SK_HD void between(BitsBetween<Key> compare, Key low, Key span, uint32_t* bits) const {
+    compare(keys, kWords, low, span, bits);
+    for (int w = 0; w < kWords; ++w) bits[w] &= here[w];
+  }
+
+ private:
+  SK_HD bool read(const Source<Keys>& source, const Segment& segment, int64_t first,
+                  const uint32_t* mask, int n, int count) {
+    words = count;
+    const uint32_t flip = source.inverted ? ~0u : 0u;
+    for (int w = 0; w < count; ++w) here[w] = mask ? mask[w] ^ flip : ~0u;
+    if (n % 32) here[count - 1] = existing_bits(here[count - 1], n % 32);
+    if (mask && !any_bit(here, kBlock)) return false;
+    fill_keys(source, segment, first, n, keys);
+    return true;
   }
 };
 

@@ -8,7 +8,8 @@
 
 namespace sk::cpu {
 
-void restore_cpu(TensorList params, TensorList masks, TensorList backup, TensorList ranks) {
+void restore_cpu(const TensorList& params, const TensorList& masks, const TensorList& backup,
+                 const TensorList& ranks) {
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
   check_restore(kOp, params, masks, backup, ranks);

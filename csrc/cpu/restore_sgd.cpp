@@ -9,11 +9,12 @@
 
 namespace sk::cpu {
 
-void restore_sgd_cpu(TensorList params, TensorList grads, TensorList momentum_buffers,
-                     TensorList masks, TensorList backup, TensorList ranks, double lr,
-                     double momentum, double dampening, bool nesterov, double weight_decay,
-                     bool maximize, bool first, std::optional<Tensor> skip,
-                     std::optional<Tensor> inv_scale) {
+void restore_sgd_cpu(const TensorList& params, const TensorList& grads,
+                     const TensorList& momentum_buffers, const TensorList& masks,
+                     const TensorList& backup, const TensorList& ranks, double lr, double momentum,
+                     double dampening, bool nesterov, double weight_decay, bool maximize,
+                     bool first, std::optional<Tensor> skip, std::optional<Tensor> inv_scale,
+                     std::optional<Tensor> device_lr) {
   constexpr const char* kOp = "restore_sgd_";
   if (params.empty()) return;
   const ScalarType dtype =
@@ -23,8 +24,9 @@ void restore_sgd_cpu(TensorList params, TensorList grads, TensorList momentum_bu
   dispatch_float<true>(kOp, dtype, [&]<class T>() {
     const auto gates = make_gates<opmath_t<T>>(skip, inv_scale, maximize);
     dispatch_bool(!momentum_buffers.empty(), [&]<bool kMomentum>() {
-      const auto op = restore_sgd_op<T, kMomentum>(gates, lr, momentum, dampening, nesterov,
-                                                   weight_decay, first);
+      auto op = restore_sgd_op<T, kMomentum>(gates, lr, momentum, dampening, nesterov, weight_decay,
+                                             first);
+      op.device_lr = device_scalars<opmath_t<T>>(kOp, "device_lr", device_lr, 1, params);
       for_each(op, segments);
     });
   });

@@ -13,12 +13,13 @@
 
 namespace sk::cpu {
 
-void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
+void zo_combine_cpu(const TensorList& tensors, const TensorList& src, Tensor coef, Tensor key,
                     std::optional<Tensor> directions, int64_t first_direction,
-                    std::vector<int64_t> uids, std::vector<int64_t> firsts,
-                    std::string distribution, int64_t rounds, std::string math, TensorList masks,
-                    TensorList backup, TensorList ranks, std::optional<Tensor> alpha,
-                    std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
+                    const std::vector<int64_t>& uids, const std::vector<int64_t>& firsts,
+                    std::string distribution, int64_t rounds, std::string math,
+                    const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                    std::optional<Tensor> alpha, std::optional<Tensor> gamma,
+                    std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
   const ScalarType dtype =
@@ -43,9 +44,11 @@ void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key,
   });
 }
 
-Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<Tensor> directions,
-                    int64_t first_direction, std::vector<int64_t> uids, std::vector<int64_t> firsts,
-                    std::string distribution, int64_t rounds, std::string math, TensorList masks) {
+Tensor zo_norm2_cpu(const TensorList& tensors, Tensor coef, Tensor key,
+                    std::optional<Tensor> directions, int64_t first_direction,
+                    const std::vector<int64_t>& uids, const std::vector<int64_t>& firsts,
+                    std::string distribution, int64_t rounds, std::string math,
+                    const TensorList& masks) {
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return scalar_result(0, ScalarType::Double);
   const ScalarType dtype = check_drawn(kOp, tensors, masks);
@@ -59,9 +62,11 @@ Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, std::optional<T
   return scalar_result(sum, ScalarType::Double);
 }
 
-Tensor zo_gram_cpu(TensorList tensors, int64_t q, Tensor key, std::optional<Tensor> directions,
-                   int64_t first_direction, std::vector<int64_t> uids, std::vector<int64_t> firsts,
-                   std::string distribution, int64_t rounds, std::string math, TensorList masks) {
+Tensor zo_gram_cpu(const TensorList& tensors, int64_t q, Tensor key,
+                   std::optional<Tensor> directions, int64_t first_direction,
+                   const std::vector<int64_t>& uids, const std::vector<int64_t>& firsts,
+                   std::string distribution, int64_t rounds, std::string math,
+                   const TensorList& masks) {
   constexpr const char* kOp = "zo_gram";
   Tensor out = torch::stable::empty({q, q}, ScalarType::Double);
   auto* gram = static_cast<double*>(out.data_ptr());

@@ -4,17 +4,19 @@
 
 #include "../functors/bregman_step.h"
 #include "../torch/bregman_scalars.h"
+#include "../torch/device_scalars.h"
 #include "../torch/dispatch.h"
 #include "../torch/op_checks.h"
 #include "for_each.cuh"
 
 namespace sk::cuda {
 
-Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
-                         TensorList momentum_buffers, TensorList active, double lr, double lam,
-                         double delta, double momentum, std::string momentum_form, bool nesterov,
-                         double weight_decay, bool maximize, bool nonnegative, bool readout,
-                         double dual_leak, double fine_scale) {
+Tensor linbreg_step_cuda(const TensorList& params, const TensorList& grads, const TensorList& duals,
+                         const TensorList& momentum_buffers, const TensorList& active, double lr,
+                         double lam, double delta, double momentum, std::string momentum_form,
+                         bool nesterov, double weight_decay, bool maximize, bool nonnegative,
+                         bool readout, double dual_leak, double fine_scale,
+                         std::optional<Tensor> scalars) {
   constexpr const char* kOp = "linbreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
   const ScalarType dtype = check_linbreg_step(params, grads, duals, momentum_buffers, active,
@@ -28,18 +30,20 @@ Tensor linbreg_step_cuda(TensorList params, TensorList grads, TensorList duals,
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
         op.functor = linbreg_functor<T, kDual, kMomentum>(read, lr, delta, momentum, momentum_form,
                                                           nesterov, maximize);
+        op.scalars = device_scalars<float>(kOp, "scalars", scalars, kStepScalars, params);
         return for_each_live(op, segments, params[0]);
       });
     });
   });
 }
 
-Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, TensorList exp_avgs,
-                         TensorList exp_avg_sqs, TensorList counts, TensorList active, double lr,
-                         double lam, double delta, double beta1, double beta2, double eps,
-                         double weight_decay, bool maximize, bool nonnegative, bool readout,
-                         double dual_leak, double fine_scale, int64_t step,
-                         std::optional<Tensor> step_sizes, std::optional<Tensor> bias2_sqrts) {
+Tensor adabreg_step_cuda(const TensorList& params, const TensorList& grads, const TensorList& duals,
+                         const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                         const TensorList& counts, const TensorList& active, double lr, double lam,
+                         double delta, double beta1, double beta2, double eps, double weight_decay,
+                         bool maximize, bool nonnegative, bool readout, double dual_leak,
+                         double fine_scale, int64_t step, std::optional<Tensor> step_sizes,
+                         std::optional<Tensor> bias2_sqrts, std::optional<Tensor> scalars) {
   constexpr const char* kOp = "adabreg_step_";
   if (params.empty()) return torch::stable::empty({0}, ScalarType::Long);
   const ScalarType dtype = check_adabreg_step(params, grads, duals, exp_avgs, exp_avg_sqs, counts,
@@ -58,6 +62,7 @@ Tensor adabreg_step_cuda(TensorList params, TensorList grads, TensorList duals, 
         op.functor.step_sizes = data_or_null<float>(step_sizes);
         op.functor.bias2_sqrts = data_or_null<float>(bias2_sqrts);
         op.functor.last_row = int32_t(rows - 1);
+        op.scalars = device_scalars<float>(kOp, "scalars", scalars, kStepScalars, params);
         return for_each_live(op, segments, params[0]);
       });
     });

@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(phases::kThreads, 2)
   phases::move_block<Op>(block, table, int32_t(blockIdx.x));
 }
 
-void live_mask_cuda(TensorList duals, TensorList words, double lam, bool nonnegative) {
+void live_mask_cuda(const TensorList& duals, const TensorList& words, double lam,
+                    bool nonnegative) {
   constexpr const char* kOp = "live_mask_";
   if (duals.empty()) return;
   const ScalarType dtype = check_live_mask(duals, words);
@@ -41,7 +42,7 @@ void live_mask_cuda(TensorList duals, TensorList words, double lam, bool nonnega
   for_each(live_mask<float>(lam, nonnegative), segments_with_input(words, duals), duals[0]);
 }
 
-void mask_index_cuda(TensorList words, TensorList ranks, TensorList index) {
+void mask_index_cuda(const TensorList& words, const TensorList& ranks, const TensorList& index) {
   if (words.empty()) return;
   check_mask_index(words, ranks, index);
   each_table<MaskIndex>(index_segments(words, ranks, index), words[0],
@@ -65,13 +66,13 @@ void move_entries(const char* op, const TensorList& tensors, const TensorList& i
   });
 }
 
-void gather_entries_cuda(TensorList tensors, TensorList index, std::vector<int64_t> runs,
-                         TensorList values) {
+void gather_entries_cuda(const TensorList& tensors, const TensorList& index,
+                         const std::vector<int64_t>& runs, const TensorList& values) {
   move_entries<false>("gather_entries_", tensors, index, runs, values);
 }
 
-void scatter_entries_cuda(TensorList tensors, TensorList index, std::vector<int64_t> runs,
-                          TensorList values) {
+void scatter_entries_cuda(const TensorList& tensors, const TensorList& index,
+                          const std::vector<int64_t>& runs, const TensorList& values) {
   move_entries<true>("scatter_entries_", tensors, index, runs, values);
 }
 

@@ -7,7 +7,7 @@
 
 namespace sk::cuda {
 
-void mask_apply_cuda(TensorList tensors, TensorList masks) {
+void mask_apply_cuda(const TensorList& tensors, const TensorList& masks) {
   if (tensors.empty()) return;
   check_mask_apply(tensors, masks);
   const auto segments = make_segments({&tensors}, masks, {});

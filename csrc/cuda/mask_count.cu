@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(phases::kThreads, 2)
   phases::count_block(block, table, int32_t(blockIdx.x));
 }
 
-void mask_count_cuda(TensorList words, TensorList counts) {
+void mask_count_cuda(const TensorList& words, const TensorList& counts) {
   if (words.empty()) return;
   check_mask_count(words, counts);
   std::vector<Segment> segments(words.size());

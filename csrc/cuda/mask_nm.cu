@@ -10,9 +10,10 @@
 
 namespace sk::cuda {
 
-void mask_nm_cuda(TensorList scores, std::string kind, std::optional<Tensor> key,
-                  std::vector<int64_t> firsts, std::vector<int64_t> rows, std::vector<int64_t> cols,
-                  int64_t n, int64_t m, bool along_rows, TensorList words) {
+void mask_nm_cuda(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                  const std::vector<int64_t>& firsts, const std::vector<int64_t>& rows,
+                  const std::vector<int64_t>& cols, int64_t n, int64_t m, bool along_rows,
+                  const TensorList& words) {
   constexpr const char* kOp = "mask_nm_";
   if (scores.empty()) return;
   const ScalarType dtype = check_ranked(kOp, scores, kind, key, firsts);

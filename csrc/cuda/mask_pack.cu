@@ -6,13 +6,13 @@
 
 namespace sk::cuda {
 
-void mask_pack_cuda(TensorList masks, TensorList words) {
+void mask_pack_cuda(const TensorList& masks, const TensorList& words) {
   if (masks.empty()) return;
   check_words("mask_pack_", masks, words);
   for_each(MaskPack{}, segments_with_input(words, masks), masks[0]);
 }
 
-void mask_unpack_cuda(TensorList words, TensorList masks) {
+void mask_unpack_cuda(const TensorList& words, const TensorList& masks) {
   if (masks.empty()) return;
   check_words("mask_unpack_", masks, words);
   for_each(MaskUnpack{}, segments_with_input(masks, words), masks[0]);

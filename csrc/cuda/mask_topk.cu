@@ -70,9 +70,9 @@ void each_table(const char* op, const TensorList& scores, const std::string& kin
   });
 }
 
-Tensor topk_histogram_cuda(TensorList scores, std::string kind, std::optional<Tensor> key,
-                           std::vector<int64_t> firsts, TensorList among, bool inverted,
-                           Tensor prefix, int64_t shift, int64_t bits) {
+Tensor topk_histogram_cuda(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                           const std::vector<int64_t>& firsts, const TensorList& among,
+                           bool inverted, Tensor prefix, int64_t shift, int64_t bits) {
   constexpr const char* kOp = "topk_histogram";
   check_digit(shift, bits, scores.empty() ? 64 : bits_of_key(kind, scores));
   Tensor out =
@@ -90,9 +90,9 @@ Tensor topk_histogram_cuda(TensorList scores, std::string kind, std::optional<Te
   return out;
 }
 
-Tensor topk_write_cuda(TensorList scores, std::string kind, std::optional<Tensor> key,
-                       std::vector<int64_t> firsts, TensorList among, bool inverted,
-                       Tensor threshold, TensorList words, bool accumulate) {
+Tensor topk_write_cuda(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                       const std::vector<int64_t>& firsts, const TensorList& among, bool inverted,
+                       Tensor threshold, const TensorList& words, bool accumulate) {
   constexpr const char* kOp = "topk_write_";
   Tensor out = torch::stable::new_empty(threshold, {count_chunks(scores)}, ScalarType::Long);
   if (scores.empty()) return out;
@@ -108,9 +108,10 @@ Tensor topk_write_cuda(TensorList scores, std::string kind, std::optional<Tensor
   return out;
 }
 
-void topk_ties_cuda(TensorList scores, std::string kind, std::optional<Tensor> key,
-                    std::vector<int64_t> firsts, TensorList among, bool inverted, Tensor threshold,
-                    Tensor counts, Tensor before, Tensor take, TensorList words) {
+void topk_ties_cuda(const TensorList& scores, std::string kind, std::optional<Tensor> key,
+                    const std::vector<int64_t>& firsts, const TensorList& among, bool inverted,
+                    Tensor threshold, Tensor counts, Tensor before, Tensor take,
+                    const TensorList& words) {
   constexpr const char* kOp = "topk_ties_";
   if (scores.empty()) return;
   check_ranked(kOp, scores, kind, key, firsts);

@@ -7,8 +7,8 @@
 
 namespace sk::cuda {
 
-Tensor grad_norm_cuda(TensorList grads, TensorList masks, TensorList weights, double eta,
-                      bool squared) {
+Tensor grad_norm_cuda(const TensorList& grads, const TensorList& masks, const TensorList& weights,
+                      double eta, bool squared) {
   constexpr const char* kOp = "grad_norm";
   const ScalarType dtype = check_grad_norm(grads, masks, weights);
   const auto segments = make_segments({&grads, &weights}, masks, {});

@@ -85,11 +85,13 @@ void prox_lists(const ProxLists<T>& op, const std::vector<Segment>& segments, co
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> prox_group_cuda(TensorList params, TensorList duals,
-                                                   TensorList alive, std::vector<int64_t> cols,
-                                                   std::vector<int64_t> heights,
-                                                   std::vector<int64_t> widths, Tensor thresholds,
-                                                   double lam, double delta, bool nonnegative) {
+std::tuple<Tensor, Tensor, Tensor> prox_group_cuda(const TensorList& params,
+                                                   const TensorList& duals, const TensorList& alive,
+                                                   const std::vector<int64_t>& cols,
+                                                   const std::vector<int64_t>& heights,
+                                                   const std::vector<int64_t>& widths,
+                                                   Tensor thresholds, double lam, double delta,
+                                                   bool nonnegative) {
   constexpr const char* kOp = "prox_group_";
   const int64_t count = int64_t(params.size());
   const auto zeros = [&](ScalarType type) {

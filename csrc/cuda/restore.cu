@@ -7,7 +7,8 @@
 
 namespace sk::cuda {
 
-void restore_cuda(TensorList params, TensorList masks, TensorList backup, TensorList ranks) {
+void restore_cuda(const TensorList& params, const TensorList& masks, const TensorList& backup,
+                  const TensorList& ranks) {
   constexpr const char* kOp = "restore_";
   if (params.empty()) return;
   check_restore(kOp, params, masks, backup, ranks);

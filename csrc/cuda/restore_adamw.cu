@@ -7,12 +7,13 @@
 
 namespace sk::cuda {
 
-void restore_adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs,
-                        TensorList exp_avg_sqs, TensorList masks, TensorList backup,
-                        TensorList ranks, Tensor step_sizes, Tensor bias2_sqrts, double lr,
-                        double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-                        bool maximize, std::optional<Tensor> skip,
-                        std::optional<Tensor> inv_scale) {
+void restore_adamw_cuda(const TensorList& params, const TensorList& grads,
+                        const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                        const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                        Tensor step_sizes, Tensor bias2_sqrts, double lr, double beta1,
+                        double beta2, double eps, double weight_decay, bool decoupled,
+                        bool maximize, std::optional<Tensor> skip, std::optional<Tensor> inv_scale,
+                        std::optional<Tensor> device_shrink) {
   constexpr const char* kOp = "restore_adamw_";
   if (params.empty()) return;
   const ScalarType dtype = check_restore_adamw(params, grads, exp_avgs, exp_avg_sqs, masks, backup,
@@ -21,8 +22,9 @@ void restore_adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs
       make_segments({&params, &grads, &exp_avgs, &exp_avg_sqs}, masks, backup, ranks);
   dispatch_float<false>(kOp, dtype, [&]<class T>() {
     const auto gates = make_gates<float>(skip, inv_scale, maximize);
-    const auto op = restore_adamw_op<T>(gates, step_sizes, bias2_sqrts, lr, beta1, beta2, eps,
-                                        weight_decay, decoupled);
+    auto op = restore_adamw_op<T>(gates, step_sizes, bias2_sqrts, lr, beta1, beta2, eps,
+                                  weight_decay, decoupled);
+    op.device_shrink = device_scalars<float>(kOp, "device_shrink", device_shrink, 1, params);
     for_each_backed(op, segments, params[0]);
   });
 }

@@ -24,12 +24,13 @@ void run(const Op& op, const std::vector<Segment>& segments, const Tensor& lead,
   }
 }
 
-void zo_combine_cuda(TensorList tensors, TensorList src, Tensor coef, Tensor key,
+void zo_combine_cuda(const TensorList& tensors, const TensorList& src, Tensor coef, Tensor key,
                      std::optional<Tensor> directions, int64_t first_direction,
-                     std::vector<int64_t> uids, std::vector<int64_t> firsts,
-                     std::string distribution, int64_t rounds, std::string math, TensorList masks,
-                     TensorList backup, TensorList ranks, std::optional<Tensor> alpha,
-                     std::optional<Tensor> gamma, std::optional<Tensor> sumsq) {
+                     const std::vector<int64_t>& uids, const std::vector<int64_t>& firsts,
+                     std::string distribution, int64_t rounds, std::string math,
+                     const TensorList& masks, const TensorList& backup, const TensorList& ranks,
+                     std::optional<Tensor> alpha, std::optional<Tensor> gamma,
+                     std::optional<Tensor> sumsq) {
   constexpr const char* kOp = "zo_combine_";
   if (tensors.empty()) return;
   const ScalarType dtype =
@@ -60,10 +61,11 @@ void zo_combine_cuda(TensorList tensors, TensorList src, Tensor coef, Tensor key
   });
 }
 
-Tensor zo_norm2_cuda(TensorList tensors, Tensor coef, Tensor key, std::optional<Tensor> directions,
-                     int64_t first_direction, std::vector<int64_t> uids,
-                     std::vector<int64_t> firsts, std::string distribution, int64_t rounds,
-                     std::string math, TensorList masks) {
+Tensor zo_norm2_cuda(const TensorList& tensors, Tensor coef, Tensor key,
+                     std::optional<Tensor> directions, int64_t first_direction,
+                     const std::vector<int64_t>& uids, const std::vector<int64_t>& firsts,
+                     std::string distribution, int64_t rounds, std::string math,
+                     const TensorList& masks) {
   constexpr const char* kOp = "zo_norm2";
   if (tensors.empty()) return torch::stable::new_zeros(coef, {}, ScalarType::Double);
   const ScalarType dtype = check_drawn(kOp, tensors, masks);
@@ -79,9 +81,11 @@ Tensor zo_norm2_cuda(TensorList tensors, Tensor coef, Tensor key, std::optional<
   return out;
 }
 
-Tensor zo_gram_cuda(TensorList tensors, int64_t q, Tensor key, std::optional<Tensor> directions,
-                    int64_t first_direction, std::vector<int64_t> uids, std::vector<int64_t> firsts,
-                    std::string distribution, int64_t rounds, std::string math, TensorList masks) {
+Tensor zo_gram_cuda(const TensorList& tensors, int64_t q, Tensor key,
+                    std::optional<Tensor> directions, int64_t first_direction,
+                    const std::vector<int64_t>& uids, const std::vector<int64_t>& firsts,
+                    std::string distribution, int64_t rounds, std::string math,
+                    const TensorList& masks) {
   constexpr const char* kOp = "zo_gram";
   if (tensors.empty()) return torch::stable::new_zeros(key, {q, q}, ScalarType::Double);
   check_drawn(kOp, tensors, masks);

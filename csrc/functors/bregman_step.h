@@ -17,8 +17,9 @@
 // duals, momentum_buffers, exp_avgs, exp_avg_sqs mutated (float, double for double), counts mutated
 // (int32). Units: lr, lam, decay, eps, leak >= 0, delta > 0, fine_scale >= 1. One rounding on
 // store. NaN propagates; |dual| == lam gives +0.0. Returns 1 where the entry is live (|dual| > lam;
-// dual > lam where theta must not be negative). Twins: sparse_kernels/reference/bregman_step.py,
-// sparse_kernels/triton/bregman_step.py.
+// dual > lam where theta must not be negative). What changes while training may come from the
+// device: scalars[4] = lam, decay, step and gain (AdaBreg: bias2_sqrt) take the host's place.
+// Twins: sparse_kernels/reference/bregman_step.py, sparse_kernels/triton/bregman_step.py.
 #pragma once
 
 #include <type_traits>
@@ -32,6 +33,8 @@ namespace sk {
 // the parameter is its soft threshold and only written. kGiven: the parameter is only read, its
 // readout is another op's.
 enum class Dual { kOwn, kShrunk, kGiven };
+
+constexpr int64_t kStepScalars = 4;
 
 // f.operator()<Dual>()
 template <class F>
@@ -61,6 +64,12 @@ struct Readout {
   Choice leaks = choice(leak != O(0)), scales = choice(fine_scale != O(1));
   Choice rests = leaks | scales;  // inactive entries do something of their own
 
+  // values that only the device knows; a lower bound of -inf stays
+  SK_HD void take(O new_lam, O new_decay) {
+    lower = isfinite(lower) ? -new_lam : lower;
+    lam = new_lam, decay = new_decay;
+    decays = choice(decay != O(0)), thresholds = choice(lam != O(0) || lower != O(0));
+  }
   // without a threshold a choice: the subtraction would turn -0.0 into +0.0
   SK_HD O proximal(O x) const {
     const O shrunk = shrink(x, lower, lam);
@@ -164,7 +173,15 @@ struct LinBregStep {
   };
 
   Functor functor;
-  SK_HD Functor bind(int64_t) const { return functor; }
+  const Math* scalars = nullptr;  // [kStepScalars] on the device, or the functor's own
+  SK_HD Functor bind(int64_t) const {
+    Functor f = functor;
+    if (scalars) {
+      f.readout.take(scalars[0], scalars[1]);
+      f.step = scalars[2], f.gain = scalars[3];
+    }
+    return f;
+  }
 };
 
 // kCounts: every coordinate has its own update number; corrections come from tables indexed by it.
@@ -228,7 +245,15 @@ struct AdaBregStep {
   };
 
   Functor functor;
-  SK_HD Functor bind(int64_t) const { return functor; }
+  const Math* scalars = nullptr;  // [kStepScalars] on the device, or the functor's own
+  SK_HD Functor bind(int64_t) const {
+    Functor f = functor;
+    if (scalars) {
+      f.readout.take(scalars[0], scalars[1]);
+      f.step = scalars[2], f.bias2_sqrt = scalars[3];
+    }
+    return f;
+  }
 };
 
 }  // namespace sk

@@ -3,7 +3,8 @@
 //   adaptive: param <- param + scale * t^2 * grad,  t = |param| + eta
 // Source: SAM, arXiv 2010.01412, eq. (2); Sparse SAM, arXiv 2210.05177; ASAM, arXiv 2102.11600.
 // Deviations: a norm or scale that is not finite disables the write (the caller skips the step).
-// Lists: params[T] mutated, grads[T] const. Units: rho, eta, eps >= 0. One rounding on store.
+// Lists: params[T] mutated, grads[T] const. Units: rho, eta, eps >= 0. rho may be read on the
+// device. One rounding on store.
 // Twins: sparse_kernels/reference/masked_perturb.py, sparse_kernels/triton/masked_perturb.py.
 #pragma once
 
@@ -21,6 +22,7 @@ struct MaskedPerturb {
 
   const Math* norm;  // one element, on the device of the parameters
   Math rho, eta, eps;
+  const Math* device_rho = nullptr;  // one element, in the place of rho
 
   struct Functor {
     Math scale, eta;
@@ -36,7 +38,8 @@ struct MaskedPerturb {
   };
   SK_HD Functor bind(int64_t) const {
     // rho / inf is 0, and 0 * grad still spreads NaN: an infinite norm has to disable the write
-    return {isfinite(*norm) ? rho / (*norm + eps) : *norm, eta};
+    const Math radius = device_rho ? *device_rho : rho;
+    return {isfinite(*norm) ? radius / (*norm + eps) : *norm, eta};
   }
 };
 

@@ -28,6 +28,7 @@ struct RestoreAdamw {
   const Math* step_sizes;   // [tensors] lr / (1 - beta1^step)
   const Math* bias2_sqrts;  // [tensors] sqrt(1 - beta2^step)
   Math one_minus_beta1, beta2, one_minus_beta2, eps, decay, shrink;
+  const Math* device_shrink = nullptr;  // one element, in the place of shrink
 
   struct Functor {
     Math factor, step_size, bias2_sqrt;
@@ -44,8 +45,9 @@ struct RestoreAdamw {
     }
   };
   SK_HD Functor bind(int64_t t) const {
+    const Math scale = device_shrink ? *device_shrink : shrink;
     return {gates.factor(),  step_sizes[t], bias2_sqrts[t], one_minus_beta1, beta2,
-            one_minus_beta2, eps,           decay,          shrink,          gates.open()};
+            one_minus_beta2, eps,           decay,          scale,           gates.open()};
   }
 };
 

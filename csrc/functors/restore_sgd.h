@@ -5,7 +5,7 @@
 // Deviations: none; skip leaves the buffer alone and only restores.
 // Symbols: factor = inv_scale, negative to maximise; gain = 1 - dampening. Lists: params[T] mutated
 // (unperturbed on entry: Backup::kRestores), grads[T] const, momentum_buffers[T] mutated.
-// Units: lr, momentum, decay >= 0. One rounding on store.
+// Units: lr, momentum, decay >= 0. lr may be read on the device. One rounding on store.
 // Twins: sparse_kernels/reference/restore_sgd.py, sparse_kernels/triton/restore_sgd.py.
 #pragma once
 
@@ -27,7 +27,8 @@ struct RestoreSgd {
 
   Gates<Math> gates;
   Math lr, momentum, gain, decay;
-  bool nesterov, first;  // first: the buffers hold nothing yet
+  bool nesterov, first;             // first: the buffers hold nothing yet
+  const Math* device_lr = nullptr;  // one element, in the place of lr
 
   struct Functor {
     Math factor, lr, momentum, gain, decay;
@@ -50,7 +51,8 @@ struct RestoreSgd {
     }
   };
   SK_HD Functor bind(int64_t) const {
-    return {gates.factor(), lr, momentum, gain, decay, nesterov, first, gates.open()};
+    const Math rate = device_lr ? *device_lr : lr;
+    return {gates.factor(), rate, momentum, gain, decay, nesterov, first, gates.open()};
   }
 };
 

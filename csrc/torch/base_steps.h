@@ -6,6 +6,7 @@
 
 #include "../functors/restore_adamw.h"
 #include "../functors/restore_sgd.h"
+#include "device_scalars.h"
 #include "segments.h"
 
 namespace sk {

@@ -2,10 +2,14 @@
 // directly.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "../core/mask.h"
@@ -20,20 +24,74 @@ inline ScalarType math_type(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// One list against the numel and device of the first list; an absent (empty) list passes.
+// The shim's number of a dtype, of those that lists have.
+inline int32_t raw_dtype(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
+    case ScalarType::Bool:
+      return aoti_torch_dtype_bool();
+    default:
+      return -1;
+  }
+}
+
+// Straight from the shim: a step asks hundreds of tensors, and the accessors of
+// torch::stable::Tensor translate every enum by further calls.
+struct Shape {
+  int64_t dim, *sizes;
+
+  explicit Shape(const Tensor& t) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t.get(), &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
+  }
+  bool operator==(const Shape& o) const {
+    return dim == o.dim && std::equal(sizes, sizes + dim, o.sizes);
+  }
+};
+
+struct Place {
+  int32_t type, index;
+
+  explicit Place(const Tensor& t) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  }
+  bool operator==(const Place& o) const { return type == o.type && index == o.index; }
+};
+
+inline bool has_dtype(const Tensor& t, int32_t raw) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype == raw;
+}
+
+// One list against the shapes and the one device of the first list; an absent (empty) list passes.
 inline void check_list(const char* op, const char* name, const TensorList& list,
                        const TensorList& lead, ScalarType dtype) {
-  if (list.empty() && !lead.empty()) return;
+  if (list.empty()) return;
   STD_TORCH_CHECK(list.size() == lead.size(), op, ": ", name, " has ", list.size(),
                   " tensors, expected ", lead.size());
+  const int32_t raw = raw_dtype(dtype);
+  const Place home(lead[0]);
   for (size_t i = 0; i < list.size(); ++i) {
-    STD_TORCH_CHECK(list[i].numel() == lead[i].numel(), op, ": ", name, "[", i, "] has ",
-                    list[i].numel(), " elements, expected ", lead[i].numel());
-    STD_TORCH_CHECK(list[i].scalar_type() == dtype, op, ": ", name, "[", i,
-                    "] has the wrong dtype");
+    STD_TORCH_CHECK(&list == &lead || list[i].numel() == lead[i].numel(), op, ": ", name, "[", i,
+                    "] has ", list[i].numel(), " elements, expected ", lead[i].numel());
+    STD_TORCH_CHECK(has_dtype(list[i], raw), op, ": ", name, "[", i, "] has the wrong dtype");
     STD_TORCH_CHECK(list[i].is_contiguous(), op, ": ", name, "[", i, "] must be contiguous");
-    STD_TORCH_CHECK(list[i].device() == lead[i].device() && list[i].device() == lead[0].device(),
-                    op, ": ", name, "[", i, "] is on another device");
+    STD_TORCH_CHECK(Place(list[i]) == home, op, ": ", name, "[", i, "] is on another device");
+    STD_TORCH_CHECK(&list == &lead || Shape(list[i]) == Shape(lead[i]), op, ": ", name, "[", i,
+                    "] has another shape");
   }
 }
 
@@ -41,11 +99,33 @@ inline void check_masks(const char* op, const TensorList& masks, const TensorLis
   if (masks.empty()) return;
   STD_TORCH_CHECK(masks.size() == lead.size(), op, ": masks has ", masks.size(),
                   " tensors, expected ", lead.size());
+  const int32_t raw = raw_dtype(ScalarType::Int);
+  const Place home(lead[0]);
   for (size_t i = 0; i < masks.size(); ++i) {
-    STD_TORCH_CHECK(masks[i].scalar_type() == ScalarType::Int &&
-                        masks[i].numel() == words_of(lead[i].numel()) && masks[i].is_contiguous() &&
-                        masks[i].device() == lead[i].device(),
+    STD_TORCH_CHECK(has_dtype(masks[i], raw) && masks[i].is_contiguous() &&
+                        masks[i].numel() == words_of(lead[i].numel()) && Place(masks[i]) == home,
                     op, ": masks[", i, "] is not the bit mask of its tensor");
+  }
+}
+
+// Lists that an op writes: no two tensors may begin at one address. Open addressing, in the order
+// of the lists: a set of nodes would cost an allocation per tensor.
+inline void check_distinct(const char* op, std::initializer_list<const TensorList*> written) {
+  size_t count = 0;
+  for (const TensorList* list : written) count += list->size();
+  const size_t mask = std::bit_ceil(2 * count + 1) - 1;
+  std::vector<void*> seen(mask + 1, nullptr);
+  for (const TensorList* list : written) {
+    for (const Tensor& t : *list) {
+      void* p = t.data_ptr();
+      if (p == nullptr || t.numel() == 0) continue;
+      // addresses are multiples of 64 as a rule: the product spreads them over the table
+      size_t at = size_t((uint64_t(reinterpret_cast<uintptr_t>(p)) * 0x9E3779B97F4A7C15u) >> 32);
+      for (at &= mask; seen[at] != nullptr; at = (at + 1) & mask) {
+        STD_TORCH_CHECK(seen[at] != p, op, ": two of the tensors it writes are the same memory");
+      }
+      seen[at] = p;
+    }
   }
 }
 

@@ -54,6 +54,7 @@ inline ScalarType check_masked_perturb(const TensorList& params, const TensorLis
   check_backup(kOp, params, masks, backup, ranks);
   check_scalars(kOp, "norm", norm, 1, math_type(dtype), params);
   STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
+  check_distinct(kOp, {&params, &backup});
   return dtype;
 }
 
@@ -64,6 +65,7 @@ inline ScalarType check_restore(const char* op, const TensorList& params, const 
   check_list(op, "params", params, params, dtype);
   check_backup(op, params, masks, backup, ranks);
   STD_TORCH_CHECK(!backup.empty(), op, ": backup is empty");
+  check_distinct(op, {&params});
   return dtype;
 }
 
@@ -83,6 +85,7 @@ inline ScalarType check_restore_sgd(const TensorList& params, const TensorList& 
   const ScalarType dtype = check_restore(kOp, params, masks, backup, ranks);
   check_list(kOp, "grads", grads, params, dtype);
   check_list(kOp, "momentum_buffers", momentum_buffers, params, dtype);
+  check_distinct(kOp, {&params, &momentum_buffers});
   check_gates(kOp, params, skip, inv_scale);
   STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
   return dtype;
@@ -100,6 +103,7 @@ inline ScalarType check_restore_adamw(const TensorList& params, const TensorList
   check_list(kOp, "grads", grads, params, dtype);
   check_list(kOp, "exp_avgs", exp_avgs, params, dtype);
   check_list(kOp, "exp_avg_sqs", exp_avg_sqs, params, dtype);
+  check_distinct(kOp, {&params, &exp_avgs, &exp_avg_sqs});
   check_scalars(kOp, "step_sizes", step_sizes, count, math_type(dtype), params);
   check_scalars(kOp, "bias2_sqrts", bias2_sqrts, count, math_type(dtype), params);
   check_gates(kOp, params, skip, inv_scale);
@@ -137,6 +141,7 @@ inline void check_mask_apply(const TensorList& tensors, const TensorList& masks)
   check_list(kOp, "tensors", tensors, tensors, tensors[0].scalar_type());
   STD_TORCH_CHECK(!masks.empty(), kOp, ": masks is empty");
   check_masks(kOp, masks, tensors);
+  check_distinct(kOp, {&tensors});
 }
 
 // What every selection ranks by.
@@ -233,6 +238,8 @@ inline ScalarType check_linbreg_step(const TensorList& params, const TensorList&
   check_list(kOp, "momentum_buffers", momentum_buffers, params, math_type(dtype));
   check_masks(kOp, active, params);
   STD_TORCH_CHECK(!grads.empty(), kOp, ": grads is empty");
+  const TensorList none;
+  check_distinct(kOp, {readout ? &params : &none, &duals, &momentum_buffers});
   return dtype;
 }
 
@@ -251,6 +258,8 @@ inline ScalarType check_adabreg_step(const TensorList& params, const TensorList&
   check_list(kOp, "exp_avg_sqs", exp_avg_sqs, params, math_type(dtype));
   check_list(kOp, "counts", counts, params, ScalarType::Int);
   check_masks(kOp, active, params);
+  const TensorList none;
+  check_distinct(kOp, {readout ? &params : &none, &duals, &exp_avgs, &exp_avg_sqs, &counts});
   STD_TORCH_CHECK(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty(), kOp,
                   ": grads, exp_avgs or exp_avg_sqs is empty");
   return dtype;
@@ -266,6 +275,7 @@ inline ScalarType check_prox_group(const TensorList& params, const TensorList& d
   check_list(kOp, "params", params, params, dtype);
   check_list(kOp, "duals", duals, params, math_type(dtype));
   STD_TORCH_CHECK(!duals.empty(), kOp, ": duals is empty");
+  check_distinct(kOp, {&params, &alive});
   check_scalars(kOp, "thresholds", thresholds, 4 * int64_t(count), math_type(dtype), params);
   STD_TORCH_CHECK(cols.size() == count && heights.size() == count && widths.size() == count &&
                       (alive.empty() || alive.size() == count),
@@ -305,6 +315,7 @@ inline ScalarType check_zo_combine(const TensorList& tensors, const TensorList& 
   if (alpha) check_scalars(kOp, "alpha", *alpha, count, math, tensors);
   if (gamma) check_scalars(kOp, "gamma", *gamma, count, math, tensors);
   if (sumsq) check_scalars(kOp, "sumsq", *sumsq, 1, ScalarType::Double, tensors);
+  check_distinct(kOp, {&tensors, &backup});
   return dtype;
 }
 

@@ -14,6 +14,7 @@ from sparse_kernels import grad_norm, masked_perturb_
 from ._backup import Moved, PackedBackup
 from ._base import PerturbingOptimizer
 from ._bitmask import BitMask
+from ._capturable import number_on
 from ._support import check_number, trainable
 
 
@@ -109,17 +110,22 @@ class Ascent(PerturbingOptimizer):
         params = self._with_gradient("first_step")
         if not params and self.shard_group is None:
             raise RuntimeError(f"{type(self).__name__}.first_step: no parameter has a gradient")
-        form_of = {
-            p: (check_number("rho", g["rho"], 0.0), bool(g["adaptive"]), float(g["eta"]))
-            for g in self.param_groups
-            for p in g["params"]
-        }
+        radii: dict[Any, float | Tensor] = {}  # tensors by identity: to compare them is to read
+        form_of: dict[Tensor, tuple] = {}
+        for g in (g for g in self.param_groups if g["params"]):
+            rho = number_on(g["rho"], g["params"][0].device)
+            key: Any = ("tensor", id(rho))
+            if not isinstance(rho, Tensor):
+                key = check_number("rho", rho, 0.0)
+            radii[key] = rho
+            form_of |= dict.fromkeys(g["params"], (key, bool(g["adaptive"]), float(g["eta"])))
         forms = [form_of[p] for p in params]
         packed = self._backup_for(params)
         self._norm = self._global_norm(params, forms)
         for form in dict.fromkeys(forms):
-            rho, adaptive, eta = form
-            if rho == 0.0:
+            key, adaptive, eta = form
+            rho = radii[key]
+            if key == 0.0:
                 continue  # adding 0 g would turn -0.0 into +0.0
             own = [p for p, f in zip(params, forms, strict=True) if f == form]
             if packed is None:

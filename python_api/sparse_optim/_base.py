@@ -13,7 +13,14 @@ from torch.optim import Optimizer
 from ._backup import Moved, WholeBackup
 from ._bitmask import BitMask
 from ._fused_base import FusedBase, keeps_zero
-from ._support import BufferGuard, Phase, check_backend, check_dense_gradient, trainable
+from ._support import (
+    BufferGuard,
+    Phase,
+    check_backend,
+    check_dense_gradient,
+    is_capturing,
+    trainable,
+)
 from ._weight_mask import MaskOfParams, Masks, checked_masks
 from ._wrapper import WrappingOptimizer
 
@@ -193,6 +200,12 @@ class PerturbingOptimizer(WrappingOptimizer):
             on_device = not fused or fusing.gates_on_device(self._moved, group_of)
             on_device &= (fused and not rest) or self._base_gates_on_device()
             if skip.device.type == "cpu" or not on_device:
+                if is_capturing():
+                    raise RuntimeError(
+                        f"{type(self).__name__}.step: whether gradients are finite would come to "
+                        "the host; a CUDA graph needs a base with its step counter on the device "
+                        "(capturable=True; SGD has none) and one step before the capture"
+                    )
                 if bool(suppressed):
                     self._put_back()
                     return

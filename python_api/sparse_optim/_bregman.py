@@ -12,18 +12,32 @@ from torch.optim import Optimizer
 
 from ._active_set import ActiveSet, Work
 from ._bregman_duals import BregmanDuals
+from ._capturable import (
+    ON_DEVICE,
+    check_capturable,
+    check_capture,
+    check_rate,
+    keep_on_device,
+)
 from ._regularizers import (
     DEFAULTS,
     ENTRYWISE,
     check_options,
     check_start,
     check_tensor,
+    entry_lam,
     is_nonnegative,
-    lam_parts,
     math_dtype,
     readout_,
 )
-from ._support import check_backend, check_dense_gradient, check_int, check_number, label
+from ._support import (
+    check_backend,
+    check_dense_gradient,
+    check_int,
+    check_number,
+    is_capturing,
+    label,
+)
 
 _ONE_CYCLE = ("coarse_steps", "phase_offset")  # one value for the whole optimizer
 
@@ -64,6 +78,7 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
                 if filled[key] != self.param_groups[0][key]:
                     raise ValueError(f"{key} must be the same in every group")
         self._check_group(filled)
+        self._check_group({**filled, "capturable": False})  # with the values of tensors, once
         super().add_param_group(filled)
         added = self.param_groups[-1]
         try:
@@ -72,10 +87,13 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
         except ValueError:
             self.param_groups.pop()
             raise
+        keep_on_device(added, ON_DEVICE)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "weight_decay", "dual_leak"):
+        check_rate(group, "lr")
+        for name in ("weight_decay", "dual_leak"):
             check_number(name, group[name], 0.0)
+        check_capturable(group)
         check_number("delta", group["delta"], 0.0, strict=True)
         check_number("fine_scale", group["fine_scale"], 1.0)
         check_options(group)
@@ -124,6 +142,9 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
             if name not in self._own[p]:
                 zeros = torch.zeros_like(p, dtype=math_dtype(p), requires_grad=False)
                 self._own[p][name] = zeros
+
+    def _count_steps(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Hook: these parameters take a step."""
 
     def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
         """Names of the moments and buffers of a group."""
@@ -180,9 +201,12 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
     def _check_step(self) -> None:
         """Everything that may be wrong, before anything changes."""
         where = f"{type(self).__name__}.step"
+        if is_capturing():
+            check_capture(where, self.param_groups, self._readout_hook is not None)
         full = not self.next_is_coarse
         for group in self.param_groups:
             self._check_group(group)
+            keep_on_device(group, ON_DEVICE)
             with_grad = [p for p in group["params"] if p.grad is not None]
             for p in with_grad:
                 check_dense_gradient(where, self.param_groups, p)
@@ -237,6 +261,7 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
             if p.grad is not None or (frozen and self._active.has_gradient(p))
         ]
         self._make_duals(group, params)
+        self._count_steps(group, params)
         calls: dict[tuple, list[Tensor]] = {}
         for p in params:
             self._prepare(group, p)
@@ -267,7 +292,7 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
         inside = group["reg"] == "none" or (entrywise and (self._readout_hook is None or coarse))
         scaled = entrywise and inside and not coarse and self._freezes(group)
         live = self._kernel(
-            group, work, lam=lam_parts(group)[0] if inside else 0.0,
+            group, work, lam=entry_lam(group) if inside else 0.0,
             nonnegative=is_nonnegative(group), readout=inside,
             dual_leak=float(group["dual_leak"]) if group["reg"] != "none" else 0.0,
             fine_scale=float(group["fine_scale"]) if scaled else 1.0,

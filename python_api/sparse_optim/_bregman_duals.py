@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._bregman_state import BregmanState
+from ._capturable import set_number
 from ._lam_transfer import TRANSFERS, check_transfer, transfer_
 from ._regularizers import check_start, math_dtype, subgradient
 from ._support import check_int, check_number, label
@@ -59,7 +60,8 @@ class BregmanDuals(BregmanState):
             value, number = group["queued_lam"]
             group["queued_lam"] = None
             self._leave_phase()
-            old, group["lam"] = float(group["lam"]), value
+            old = float(group["lam"])
+            set_number(group, "lam", value)
             known = self._with_dual(group)
             duals = [self._own[p]["dual"] for p in known]
             transfer_(group, known, duals, old, TRANSFERS[number], self.backend)
@@ -121,7 +123,11 @@ class BregmanDuals(BregmanState):
         for group in self.param_groups:
             own = [p for p in group["params"] if self._has_dual(group, p)]
             for p in own:
-                self._own[p]["dual"] = self._subgradient_dual(group, p)
+                dual = self._subgradient_dual(group, p)
+                if "dual" in self._own[p]:  # its memory stays: a captured graph may read it
+                    self._own[p]["dual"].copy_(dual)
+                else:
+                    self._own[p]["dual"] = dual
                 self._own[p].pop("active", None)
             self._recount(own)
 

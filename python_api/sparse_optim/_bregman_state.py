@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._active_set import ActiveSet
+from ._capturable import ON_DEVICE, keep_on_device
 from ._regularizers import DEFAULTS, check_tensor, unit_count
 from ._support import label, name_of
 
@@ -218,17 +219,31 @@ class BregmanState(_Base):
         """Load what ``state_dict`` gave; every tensor keeps the dtype it was saved in.
 
         ``torch.optim.Optimizer`` would cast duals, moments, counts and mask words to the dtype of
-        the parameter.
+        the parameter. ``capturable`` stays as it is here: it says where numbers are, not which.
+        Graphs that were captured before read the old state: capture anew.
 
         Raises:
             ValueError: groups or tensors do not fit; nothing is modified.
         """
         pairs = self._loaded(state_dict)
+        capturable = [group["capturable"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         for _, p, own in pairs:
             for key, value in own.items():
                 if isinstance(value, Tensor):
                     self._own[p][key] = value.detach().clone().to(p.device)
+        for group, here in zip(self.param_groups, capturable, strict=True):
+            group["capturable"] = here
+            for name in ON_DEVICE:
+                group[name] = float(group[name])
+            keep_on_device(group, ON_DEVICE)
+        self._place_steps()
+
+    def _place_steps(self) -> None:
+        """Hook: step counts of a checkpoint become what the groups want, numbers or tensors."""
+
+    def _lr(self, group: dict[str, Any]) -> float | Tensor:
+        return group["lr"] if group["capturable"] else float(group["lr"])
 
     def _loaded(self, state_dict: dict[str, Any]) -> list[tuple[dict[str, Any], Tensor, Any]]:
         """Saved group, parameter and saved state; ValueError where they do not fit."""
@@ -245,6 +260,8 @@ class BregmanState(_Base):
                     if key == "active":
                         check_tensor(saved, p, label(self.param_groups, p))
                         wanted = torch.Size([-(-unit_count(saved, p) // 32)])
+                    if key == "step":
+                        wanted = torch.Size([])
                     if isinstance(value, Tensor) and value.shape != wanted:
                         raise ValueError(
                             f"{where}: {key} of {label(self.param_groups, p)} has shape "

@@ -13,6 +13,8 @@ from torch.optim import optimizer as torch_optimizer
 from sparse_kernels import restore_adamw_, restore_sgd_
 
 from ._backup import Moved
+from ._capturable import number_on
+from ._support import is_capturing
 
 FUSED = (SGD, Adam, AdamW)
 
@@ -49,7 +51,8 @@ class FusedBase:
     """Takes the base optimizer's step from the backup, without a pass of its own that restores.
 
     For torch's own classes with their usual options. A subclass, ``amsgrad``, ``differentiable``,
-    step hooks, or a learning rate that is a tensor on the device leave the step to the base.
+    step hooks, or betas that are tensors on the device leave the step to the base. A learning rate
+    that is a tensor on the device is read there.
     """
 
     def __init__(self, base: Optimizer, backend: str) -> None:
@@ -66,7 +69,7 @@ class FusedBase:
         for g in groups:
             if g.get("differentiable") or g.get("amsgrad"):
                 return False
-            if not all(map(_on_host, (g["lr"], *g.get("betas", ())))):
+            if not all(map(_on_host, g.get("betas", ()))):
                 return False
         return all(self._fits(p) for p in params)
 
@@ -114,6 +117,8 @@ class FusedBase:
             skip: 0-dim float tensor; not 0: restore only.
             inv_scale: 0-dim tensor that multiplies the gradients.
         """
+        if is_capturing():
+            self._check_capture(moved, group_of)
         moved[:] = [piece for part in moved for piece in self._pieces(part, group_of)]
         while moved:
             part, first = moved[0], moved[0].params[0]
@@ -124,6 +129,17 @@ class FusedBase:
             else:
                 self._adam(part, group_of[first], skip, inv_scale)
             moved.pop(0)
+
+    def _check_capture(
+        self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]
+    ) -> None:
+        params = [p for part in moved for p in part.params if p.grad is not None]
+        states = [self.base.state.get(p, {}) for p in params]
+        if any("step" in s and s["step"].device.type == "cpu" for s in states):
+            raise RuntimeError(
+                f"{type(self.base).__name__}: a CUDA graph would keep today's step number; capture "
+                "needs capturable=True among the base's options"
+            )
 
     def _pieces(self, part: Moved, group_of: dict[Tensor, dict[str, Any]]) -> Iterator[Moved]:
         """Split into what one call can do: one group, and alike in gradient and momentum."""
@@ -149,7 +165,8 @@ class FusedBase:
             buffers = [torch.empty_like(g) for g in grads] if first else held  # type: ignore[arg-type]
         restore_sgd_(
             part.params, grads, momentum_buffers=buffers, **part.arguments(),  # type: ignore[arg-type]
-            lr=float(group["lr"]), momentum=momentum, dampening=float(group["dampening"]),
+            lr=number_on(group["lr"], part.params[0].device), momentum=momentum,
+            dampening=float(group["dampening"]),
             nesterov=bool(group["nesterov"]), weight_decay=float(group["weight_decay"]),
             maximize=bool(group["maximize"]), first=first, skip=skip, inv_scale=inv_scale,
             backend=self.backend,
@@ -161,7 +178,8 @@ class FusedBase:
     def _adam(
         self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None
     ) -> None:
-        lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
+        lr = number_on(group["lr"], part.params[0].device)
+        beta1, beta2 = map(float, group["betas"])
         states = [self._adam_state(p, group) for p in part.params]
         steps = [s["step"] for s in states]
         if skip is None or steps[0].device.type == "cpu":
@@ -169,7 +187,9 @@ class FusedBase:
         else:
             torch._foreach_add_(steps, (skip == 0).to(steps[0].dtype))
         t = torch.stack(steps).double()
-        step_sizes, bias2_sqrts = lr / (1.0 - beta1**t), (1.0 - beta2**t).sqrt()
+        rate = lr.double() if isinstance(lr, Tensor) else lr
+        # what a number over a tensor is, so that a number and a tensor give the same bits
+        step_sizes, bias2_sqrts = (1.0 - beta1**t).reciprocal() * rate, (1.0 - beta2**t).sqrt()
         restore_adamw_(
             part.params, [p.grad for p in part.params],  # type: ignore[misc]
             exp_avgs=[s["exp_avg"] for s in states], exp_avg_sqs=[s["exp_avg_sq"] for s in states],

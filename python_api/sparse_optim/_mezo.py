@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._bitmask import BitMask
+from ._capturable import check_rate, keep_on_device, longest
 from ._directions import Probe
-from ._support import BufferGuard, check_backend, check_number, trainable
+from ._support import (
+    BufferGuard,
+    check_backend,
+    check_number,
+    trainable,
+)
 from ._sweeps import MasterSweeps, Sweeps
 from ._weight_mask import MaskOfParams, Masks, checked_masks
 from ._wrapper import STATE_KEY, STATE_VERSION
@@ -45,6 +51,10 @@ class MeZO(ZeroOrder, Optimizer):
         restore, allow_drift, live, sync, replica_group, shard_group, uids, firsts, rng_rounds,
             rng_math: as in ``ZOSAM``. The exact mode doubles the memory of the weights that move.
         replay_log: record key and coefficients of every step, see ``ReplayLog``.
+        capturable: keep lr in a float64 tensor on the device, where the update reads it: replays of
+            a CUDA graph that holds ``step`` (with ``pair_rng=False`` and a closure that returns its
+            loss in a tensor) see what schedulers and ``group["lr"].fill_`` write. Not with
+            ``replay_log``, which keeps numbers of the host. An lr of 0 then makes +0.0 of -0.0.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Raises:
@@ -90,6 +100,7 @@ class MeZO(ZeroOrder, Optimizer):
         rng_rounds: int = 10,
         rng_math: str = "portable",
         replay_log: bool = False,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         check_number("smoothing", smoothing, 0.0, strict=True)
@@ -98,9 +109,11 @@ class MeZO(ZeroOrder, Optimizer):
         self.backend = check_backend(backend)
         self._guard = BufferGuard(bn_modules)
         self.forward_difference = bool(forward_difference)
+        if capturable and replay_log:
+            raise ValueError("capturable=True keeps lr on the device, replay_log records it")
         self.last_probe: Probe | None = None
         self._probing = False
-        defaults = {"lr": lr, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "capturable": bool(capturable)}
         super().__init__(params, defaults)
         self._make_directions(
             self.param_groups, num_directions=num_directions, smoothing=smoothing,
@@ -128,6 +141,8 @@ class MeZO(ZeroOrder, Optimizer):
         filled = {**self.defaults, **param_group}
         check_number("lr", filled["lr"], 0.0)
         check_number("weight_decay", filled["weight_decay"], 0.0)
+        if filled["capturable"] != self.defaults["capturable"]:
+            raise ValueError("capturable must be the same in every group")
         self._refuse_probing("add_param_group")
         made = "_directions" in self.__dict__
         if made and self._directions.live:
@@ -135,6 +150,7 @@ class MeZO(ZeroOrder, Optimizer):
         super().add_param_group(filled)
         if made:
             self._number_added()
+        keep_on_device(self.param_groups[-1], ("lr",))
 
     @property
     def num_active(self) -> int:
@@ -214,21 +230,22 @@ class MeZO(ZeroOrder, Optimizer):
     def _update(self, sweeps: Sweeps, coef: Tensor) -> None:
         """Restore and update in one sweep; groups with lr 0 get their bits back instead."""
         draw, params = self._directions, sweeps.params
-        lr_of: dict[Tensor, float] = {}
-        decay_of: dict[Tensor, float] = {}
+        lr_of: dict[Tensor, Any] = {}
+        alphas: dict[Tensor, float | Tensor] = {}
         for g in self.param_groups:
-            lr_of |= dict.fromkeys(g["params"], check_number("lr", g["lr"], 0.0))
+            check_rate(g, "lr")
+            keep_on_device(g, ("lr",))
+            rate = g["lr"] if g["capturable"] else float(g["lr"])
             decay = check_number("weight_decay", g["weight_decay"], 0.0)
-            decay_of |= dict.fromkeys(g["params"], decay)
-        moved = [p for p in params if lr_of[p] != 0.0]
-        still = [p for p in params if lr_of[p] == 0.0]
+            lr_of |= dict.fromkeys(g["params"], rate)
+            alphas |= dict.fromkeys(g["params"], 1.0 - rate * decay if decay != 0.0 else 1.0)
+        still = [p for p in params if not isinstance(lr_of[p], Tensor) and lr_of[p] == 0.0]
+        moved = [p for p in params if isinstance(lr_of[p], Tensor) or lr_of[p] != 0.0]
         if still:
             sweeps.restore(still)
         if not moved:
             return
-        lr = max(lr_of[p] for p in moved)
-        alphas = {p: 1.0 - lr_of[p] * decay_of[p] for p in moved}
-        gammas = {p: lr_of[p] / lr for p in moved}
+        lr, gammas = longest({p: lr_of[p] for p in moved})
         share = 1 if draw.distribution == "coordinate" else draw.num_directions
         numbers = list(range(draw.num_directions))
         scaled = draw.on_drawn(coef * (-lr / share), numbers)
@@ -276,6 +293,9 @@ class MeZO(ZeroOrder, Optimizer):
         self._load_directions(where, extra["directions"])
         self._directions.masked.take(*taken)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
+        for group in self.param_groups:  # where numbers are is no part of a checkpoint
+            group["capturable"], group["lr"] = self.defaults["capturable"], float(group["lr"])
+            keep_on_device(group, ("lr",))
         self._round_masters()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from sparse_kernels import linbreg_step_
 
 from ._active_set import Work
 from ._bregman import BregmanOptimizer
-from ._regularizers import ENTRYWISE, is_nonnegative, lam_parts, math_dtype, readout_
+from ._capturable import set_number
+from ._regularizers import ENTRYWISE, entry_lam, is_nonnegative, math_dtype, readout_
 from ._support import check_momentum
 
 
@@ -24,8 +25,8 @@ class ProxSGD(BregmanOptimizer):
     biased by the threshold, on a quadratic ``a/2 (p - b)^2`` by lam / a.
 
     Args:
-        params, lr, weight_decay, reg, lam, lam_scale, groups, block, l1_ratio, maximize, backend:
-            as in ``LinBreg``.
+        params, lr, weight_decay, reg, lam, lam_scale, groups, block, l1_ratio, maximize,
+            capturable, backend: as in ``LinBreg``.
         momentum: in [0, 1), as in torch.optim.SGD.
         nesterov: only with momentum.
 
@@ -65,12 +66,13 @@ class ProxSGD(BregmanOptimizer):
         l1_ratio: float = 0.5,
         maximize: bool = False,
         *,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
             "reg": reg, "lam": lam, "lam_scale": lam_scale, "groups": groups, "block": block,
-            "l1_ratio": l1_ratio, "maximize": maximize,
+            "l1_ratio": l1_ratio, "maximize": maximize, "capturable": bool(capturable),
         }  # fmt: skip
         super().__init__(params, defaults, backend)
 
@@ -100,7 +102,8 @@ class ProxSGD(BregmanOptimizer):
     def _apply_queued_lam(self) -> None:
         for group in self.param_groups:
             if group["queued_lam"] is not None:
-                group["lam"], group["queued_lam"] = group["queued_lam"][0], None
+                set_number(group, "lam", group["queued_lam"][0])
+                group["queued_lam"] = None
 
     def init_dual(self) -> None:
         """Nothing: there are no duals."""
@@ -127,15 +130,15 @@ class ProxSGD(BregmanOptimizer):
     def _move(
         self, group: dict[str, Any], work: Work, coarse: bool
     ) -> list[tuple[dict[str, Any], Work]]:
-        step, reg = float(group["lr"]), group["reg"]
+        step, reg = self._lr(group), group["reg"]
         masters = [self._own[p].get("master", p) for p in work.params]
         inside = reg == "none" or reg in ENTRYWISE
         live = self._kernel(
             group, Work(work.owners, masters, work.grads, None, work.buffers),
-            lam=step * lam_parts(group)[0] if inside else 0.0, nonnegative=is_nonnegative(group),
+            lam=step * entry_lam(group) if inside else 0.0, nonnegative=is_nonnegative(group),
         )  # fmt: skip
         if not inside:
-            live = readout_(group, masters, masters, self.backend, scale=step).live
+            live = readout_(group, masters, masters, self.backend, scale=float(step)).live
         for p, master in zip(work.params, masters, strict=True):
             if master is not p:
                 p.copy_(master)
@@ -145,7 +148,7 @@ class ProxSGD(BregmanOptimizer):
     def _kernel(self, group: dict[str, Any], work: Work, **modes: Any) -> Tensor:
         grads = [g.to(p.dtype) for p, g in zip(work.params, work.grads, strict=True)]
         return linbreg_step_(
-            work.params, grads, None, float(group["lr"]), momentum=float(group["momentum"]),
+            work.params, grads, None, self._lr(group), momentum=float(group["momentum"]),
             momentum_buffers=work.buffers.get("momentum_buffer"),
             nesterov=bool(group["nesterov"]), weight_decay=float(group["weight_decay"]),
             maximize=bool(group["maximize"]), backend=self.backend, **modes,

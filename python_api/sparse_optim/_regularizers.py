@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sparse_kernels import ProxStats, Tiling, prox_group_
 
+from ._capturable import check_rate
 from ._support import check_int, check_number
 
 REGULARIZERS = ("none", "l1", "l1_pos", "l1_l2", "sparse_group", "nuclear")
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0, "delta": 1.0, "reg": "none", "lam": 0.0, "lam_scale": 1.0, "groups": None,
     "block": None, "l1_ratio": 0.5, "dual_leak": 0.0, "coarse_steps": 0, "phase_offset": 0,
     "fine_scale": 1.0, "maximize": False, "multilevel": True, "cycle_step": 0, "queued_lam": None,
+    "capturable": False,
 }  # fmt: skip
 GROUPS = ("rows", "kernels", "filters", "blocks")
 
@@ -46,6 +48,14 @@ def effective_lam(group: dict[str, Any]) -> float:
     return float(group["lam"]) * float(group["lam_scale"]) if group["reg"] != "none" else 0.0
 
 
+def entry_lam(group: dict[str, Any]) -> float | Tensor:
+    """The threshold of an entrywise step; on the device where the group's lam is."""
+    lam = group["lam"]
+    if isinstance(lam, Tensor) and group.get("capturable") and group["reg"] != "none":
+        return lam * float(group["lam_scale"])
+    return lam_parts(group)[0]
+
+
 def lam_parts(group: dict[str, Any]) -> tuple[float, float]:
     """Thresholds of entries and, per sqrt(n_g), of groups."""
     lam, reg = effective_lam(group), group["reg"]
@@ -56,7 +66,7 @@ def lam_parts(group: dict[str, Any]) -> tuple[float, float]:
 
 def check_options(group: dict[str, Any]) -> None:
     """ValueError unless the options of a parameter group name a regulariser."""
-    check_number("lam", group["lam"], 0.0)
+    check_rate(group, "lam")
     check_number("lam_scale", group["lam_scale"], 0.0)
     check_number("l1_ratio", group["l1_ratio"], 0.0, 1.0)
     reg, groups, block = group["reg"], group["groups"], group["block"]

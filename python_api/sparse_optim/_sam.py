@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ._ascent import Ascent
-from ._support import Phase, check_int
+from ._support import Phase, check_int, is_capturing
 from ._weight_mask import MaskOfParams, Masks
 
 
@@ -26,7 +26,8 @@ class SAM(Ascent):
         params: parameters, (name, parameter) pairs, or groups; ``rho``, ``adaptive`` and ``eta``
             may differ per group.
         base_optimizer_cls: optimizer class, called with the groups and ``base_kwargs``.
-        rho: radius of the perturbation, >= 0.
+        rho: radius of the perturbation, >= 0; or a tensor with one element on the parameters'
+            device, whose value is read there.
         adaptive: scale the perturbation by the weights (ASAM; wants a rho about ten times larger).
         eta: added to ``|w|`` in the adaptive form, >= 0.
         eps: added to the norm, >= 0.
@@ -68,6 +69,12 @@ class SAM(Ascent):
         Under data parallelism gradients are used as they are: averaged at w, all ranks share one
         e; computed under ``no_sync()`` at w, each rank has its own (m-sharpness; give
         ``replica_group`` then). Averaged at w + e, the weights stay equal on all ranks either way.
+
+        A CUDA graph can capture ``first_step`` and ``second_step`` with torch's SGD, or with Adam
+        or AdamW and ``capturable=True``, after one step that makes the state. ``lr`` and ``rho``
+        given as tensors on the device are read there; numbers stay what they were at the capture.
+        What the host decides raises under capture: ``interval``, a step counter on the host.
+        Replays do not update masks.
 
         ``eps`` is this optimizer's; a base option of that name goes into the groups.
 
@@ -140,6 +147,11 @@ class SAM(Ascent):
                 that is not there.
         """
         self._refuse_perturbed("first_step")
+        if self.interval != 1 and is_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}.first_step: which steps perturb is counted on the host; "
+                "a CUDA graph needs interval=1"
+            )
         self._guard.save()
         try:
             if self.perturbs:

@@ -7,7 +7,7 @@ wherever they stood; w itself is in a backup, in float32 masters, or nowhere.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,18 @@ from sparse_kernels import restore_, zo_combine_
 from ._backup import Moved
 from ._stream import Stream
 
-Factors = dict[Tensor, float] | None  # by parameter; None: 1
+#: by parameter; None: 1. Tensors are 0-dim float64, for numbers that only the device knows
+Factors = Mapping[Tensor, float | Tensor] | None
 RESTORES = ("exact", "master", "replay")
 
 
-def _factors(of: Factors, params: Sequence[Tensor]) -> list[float] | None:
-    values = None if of is None else [of[p] for p in params]
-    return None if values is None or set(values) == {1.0} else values
+def _factors(of: Factors, params: Sequence[Tensor]) -> list[float] | Tensor | None:
+    values = [] if of is None else [of[p] for p in params]
+    known = next((v for v in values if isinstance(v, Tensor)), None)
+    if known is not None:
+        return torch.stack([v if isinstance(v, Tensor) else known.new_full((), v) for v in values])
+    numbers = [float(v) for v in values]
+    return None if set(numbers) <= {1.0} else numbers
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class ReplaySweeps(Sweeps):
             self._call(
                 own, torch.stack(steps), words, sumsq=sweep.sumsq,
                 mask=None if self._words is None else [self._words[p] for p in own],
-                alpha=None if alpha == 1.0 else alpha,
+                alpha=alpha if isinstance(alpha, Tensor) or alpha != 1.0 else None,
             )  # fmt: skip
             self._at.update(dict.fromkeys(own, new))
 

@@ -263,7 +263,7 @@ class ZeroOrder(abc.ABC):
 
 
 def _by_param(factors: Factors, params: Sequence[Tensor]) -> list[float] | None:
-    return None if factors is None else [factors[p] for p in params]
+    return None if factors is None else [float(factors[p]) for p in params]
 
 
 def _checked_live(groups: Sequence[dict[str, Any]], live: Any, restore: str) -> str:

@@ -63,7 +63,13 @@ class LinBreg(BregmanOptimizer):
             longer, with what is born capped at one step's length. For "l1" and "l1_pos".
         maximize: ascend instead.
         compact: copy active entries in coarse phases where that pays; False: work under bit masks
-            throughout, which a CUDA graph can capture. The results are the same bits.
+            throughout. The results are the same bits.
+        capturable: keep lr, lam and step counts in tensors on the device (float64 and int64), so
+            that nothing waits for the host and a CUDA graph can capture ``step``: replays see what
+            schedulers, ``set_lam`` and ``group["lr"].fill_`` write. The results are the same bits.
+            For reg "none", "l1" and "l1_pos". Take one step before the capture: it makes the state.
+            What the host decides cannot be captured and raises: the cycle of ``coarse_steps``,
+            ``QuantileLambda``. ``steps_taken`` does not count replays.
         backend: "auto", "cuda", "triton", "cpp" or "reference".
 
     Raises:
@@ -110,6 +116,7 @@ class LinBreg(BregmanOptimizer):
         maximize: bool = False,
         *,
         compact: bool = True,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -117,7 +124,7 @@ class LinBreg(BregmanOptimizer):
             "weight_decay": weight_decay, "delta": delta, "reg": reg, "lam": lam,
             "lam_scale": lam_scale, "groups": groups, "block": block, "l1_ratio": l1_ratio,
             "dual_leak": dual_leak, "coarse_steps": coarse_steps, "phase_offset": phase_offset,
-            "fine_scale": fine_scale, "maximize": maximize,
+            "fine_scale": fine_scale, "maximize": maximize, "capturable": bool(capturable),
         }  # fmt: skip
         super().__init__(params, defaults, backend, compact)
 
@@ -134,7 +141,7 @@ class LinBreg(BregmanOptimizer):
 
     def _kernel(self, group: dict[str, Any], work: Work, **modes: Any) -> Tensor:
         return linbreg_step_(
-            work.params, work.grads, work.duals, float(group["lr"]), delta=float(group["delta"]),
+            work.params, work.grads, work.duals, self._lr(group), delta=float(group["delta"]),
             momentum=float(group["momentum"]), momentum_form=group["momentum_form"],
             momentum_buffers=work.buffers.get("momentum_buffer"), active=work.active,
             nesterov=bool(group["nesterov"]), weight_decay=float(group["weight_decay"]),
@@ -152,7 +159,8 @@ class AdaBreg(BregmanOptimizer):
 
     Args:
         params, lr, weight_decay, delta, reg, lam, lam_scale, groups, block, l1_ratio, dual_leak,
-            coarse_steps, phase_offset, fine_scale, maximize, compact, backend: as in ``LinBreg``.
+            coarse_steps, phase_offset, fine_scale, maximize, compact, capturable, backend: as
+            in ``LinBreg``.
         betas: (beta1, beta2), each in [0, 1).
         eps: added outside the root, after the bias correction, >= 0.
         adam_time: what n counts with coarse steps: "coordinate", the updates of each coordinate, or
@@ -205,6 +213,7 @@ class AdaBreg(BregmanOptimizer):
         maximize: bool = False,
         *,
         compact: bool = True,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         if adam_time not in ("coordinate", "global"):
@@ -214,7 +223,7 @@ class AdaBreg(BregmanOptimizer):
             "weight_decay": weight_decay, "delta": delta, "reg": reg, "lam": lam,
             "lam_scale": lam_scale, "groups": groups, "block": block, "l1_ratio": l1_ratio,
             "dual_leak": dual_leak, "coarse_steps": coarse_steps, "phase_offset": phase_offset,
-            "fine_scale": fine_scale, "maximize": maximize,
+            "fine_scale": fine_scale, "maximize": maximize, "capturable": bool(capturable),
         }  # fmt: skip
         super().__init__(params, defaults, backend, compact)
 
@@ -231,12 +240,51 @@ class AdaBreg(BregmanOptimizer):
     def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
         return "exp_avg", "exp_avg_sq"
 
-    def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
-        super()._prepare(group, p)
-        self._own[p]["step"] = self._own[p].get("step", 0) + 1
+    def _count_steps(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """On the device parameters that have always stepped together share one count."""
+        if not group["capturable"]:
+            for p in params:
+                self._own[p]["step"] = self._own[p].get("step", 0) + 1
+            return
+        fresh: dict[torch.device, Tensor] = {}
+        for p in params:
+            if "step" not in self._own[p]:
+                zero = torch.zeros((), dtype=torch.int64, device=p.device)
+                self._own[p]["step"] = fresh.setdefault(p.device, zero)
+        stepping = set(params)
+        for steps, owners in self._shared_steps(group).values():
+            own = [p for p in owners if p in stepping]
+            if own and len(own) < len(owners):  # from here on two counts
+                steps = steps.clone()
+                for p in own:
+                    self._own[p]["step"] = steps
+            if own:
+                steps += 1
+
+    def _shared_steps(self, group: dict[str, Any]) -> dict[int, tuple[Tensor, list[Tensor]]]:
+        """The counts of a capturable group and whose they are."""
+        shared: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        for p in group["params"]:
+            steps = self._own.get(p, {}).get("step")
+            if steps is not None:
+                shared.setdefault(id(steps), (steps, []))[1].append(p)
+        return shared
+
+    def _place_steps(self) -> None:
+        for group in self.param_groups:
+            known = [p for p in group["params"] if "step" in self._own.get(p, {})]
+            made: dict[tuple[torch.device, int], Tensor] = {}
+            for p in known:
+                n = int(self._own[p]["step"])
+                if group["capturable"]:
+                    steps = torch.full((), n, dtype=torch.int64, device=p.device)
+                    self._own[p]["step"] = made.setdefault((p.device, n), steps)
+                else:
+                    self._own[p]["step"] = n
 
     def _call_key(self, p: Tensor) -> tuple:
-        return self._own[p]["step"], "count" in self._own[p]
+        steps = self._own[p]["step"]
+        return id(steps) if isinstance(steps, Tensor) else steps, "count" in self._own[p]
 
     def _after_refresh(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Start counting per coordinate in tensors where something freezes.
@@ -248,13 +296,13 @@ class AdaBreg(BregmanOptimizer):
         for p in params:
             if "count" not in self._own[p] and int(self._active.counts[p]) < p.numel():
                 self._own[p]["count"] = torch.full_like(
-                    p, self._own[p].get("step", 0), dtype=torch.int32, requires_grad=False
+                    p, int(self._own[p].get("step", 0)), dtype=torch.int32, requires_grad=False
                 )
 
     def _kernel(self, group: dict[str, Any], work: Work, **modes: Any) -> Tensor:
         return adabreg_step_(
             work.params, work.grads, work.duals, work.buffers["exp_avg"],
-            work.buffers["exp_avg_sq"], float(group["lr"]), delta=float(group["delta"]),
+            work.buffers["exp_avg_sq"], self._lr(group), delta=float(group["delta"]),
             step=self._own[work.owners[0]]["step"], betas=tuple(group["betas"]),
             eps=float(group["eps"]), weight_decay=float(group["weight_decay"]),
             counts=work.buffers.get("count"), active=work.active,

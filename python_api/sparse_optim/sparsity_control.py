@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_kernels import kth_largest
 
 from ._bregman import BregmanOptimizer
+from ._capturable import set_number
 from ._lam_transfer import check_transfer
 from ._proxsgd import ProxSGD
 from ._regularizers import ENTRYWISE, GROUPED, group_norms, group_sizes, tiling
@@ -263,7 +264,7 @@ class QuantileLambda:
             target = check_target("target_ramp", self.target_ramp(self.opt.steps_taken + 1))
         lam = self._threshold(target)
         for g in _controlled(self.opt):
-            g["lam"] = lam
+            set_number(g, "lam", lam)
 
     def _threshold(self, target: float) -> float:
         state = self.opt._own

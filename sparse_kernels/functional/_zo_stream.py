@@ -77,9 +77,9 @@ def _check_per_tensor_ints(
 ) -> list[int]:
     if len(values) != count:
         raise ValueError(f"{op}: {name} has {len(values)} entries, tensors has {count}")
-    for i, value in enumerate(values):
-        if not 0 <= value < 2**bits:
-            raise ValueError(f"{op}: {name}[{i}] must be in [0, 2^{bits}), got {value}")
+    if count > 0 and not (min(values) >= 0 and max(values) < 2**bits):
+        i, value = next((i, v) for i, v in enumerate(values) if not 0 <= v < 2**bits)
+        raise ValueError(f"{op}: {name}[{i}] must be in [0, 2^{bits}), got {value}")
     return list(values)
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    check_scalar,
+    check_scalar_tensor,
+    checked_by_kernel,
+    grouped,
+    opmath_dtype,
+)
+from ._bias_corrections import MOST_ROWS, corrections_at, table_rows, tables
+from ._scalars import Scalar, check_hyper, device_scalars, host_number, wide
 
 MOMENTUM_FORMS = ("sgd", "ema")
 
@@ -17,16 +26,16 @@ MOMENTUM_FORMS = ("sgd", "ema")
 def _check_hyper(
     op: str,
     duals: Sequence[Tensor] | None,
-    lr: float,
-    lam: float,
+    lr: Scalar,
+    lam: Scalar,
     delta: float,
     weight_decay: float,
     readout: bool,
     dual_leak: float,
     fine_scale: float,
 ) -> None:
-    check_scalar(op, "lr", lr, 0.0)
-    check_scalar(op, "lam", lam, 0.0)
+    check_hyper(op, "lr", lr, 0.0)
+    check_hyper(op, "lam", lam, 0.0)
     check_scalar(op, "delta", delta, 0.0, strict=True)
     check_scalar(op, "weight_decay", weight_decay, 0.0)
     check_scalar(op, "dual_leak", dual_leak, 0.0)
@@ -53,12 +62,13 @@ def _scatter_live(parts: list[tuple[list[int], Tensor]], count: int) -> Tensor:
     return live
 
 
+@checked_by_kernel
 def linbreg_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     duals: Sequence[Tensor] | None,
-    lr: float,
-    lam: float,
+    lr: Scalar,
+    lam: Scalar,
     delta: float = 1.0,
     momentum: float = 0.0,
     momentum_buffers: Sequence[Tensor] | None = None,
@@ -91,8 +101,9 @@ def linbreg_step_(
             parameter is its own dual, ``delta`` scales the step, and ``shrink(param - ..., lam)``
             is a proximal gradient step: with lam = lr * weight proximal SGD, with lam = 0 plain
             (momentum) gradient descent.
-        lr: step size tau, >= 0.
-        lam: threshold of the dual, >= 0.
+        lr: step size tau, >= 0; or a tensor with one element, read on the device, for CUDA graphs
+            and schedules: the bits are those of the same number.
+        lam: threshold of the dual, >= 0; or a tensor likewise.
         delta: elastic parameter, > 0.
         momentum: beta in [0, 1); needs ``momentum_buffers`` if not 0.
         momentum_buffers: tensors (mutated) like ``duals``; start at 0.
@@ -156,48 +167,35 @@ def linbreg_step_(
     parts = []
     for g in grouped(op, backend, args, ordered=False, whole=whole):
         lists = g.lists
+        scalars = None
+        if isinstance(lr, Tensor) or isinstance(lam, Tensor):
+            tau, scale = wide(lr, g.device), 1.0 if duals is not None else delta
+            ema = momentum_form == "ema" and momentum_buffers is not None
+            step, gain = (scale, (1.0 - momentum) * tau) if ema else (tau * scale, 1.0)
+            rows = (lam, tau * weight_decay * scale, step, gain)
+            scalars = device_scalars(rows, opmath_dtype(g.dtype), g.device)
         live = g.run(
             lists["params"], lists["grads"], lists["duals"], lists["momentum_buffers"],
-            lists["active"], lr, lam, delta, momentum, momentum_form, nesterov, weight_decay,
-            maximize, nonnegative, readout, dual_leak, fine_scale,
+            lists["active"], host_number(lr), host_number(lam), delta, momentum, momentum_form,
+            nesterov, weight_decay, maximize, nonnegative, readout, dual_leak, fine_scale, scalars,
         )  # fmt: skip
         parts.append((g.indices, live))
     bump_versions(args)
     return _scatter_live(parts, len(params))
 
 
-def _bias_corrections(
-    beta1: float, beta2: float, rows: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """float64 tables [rows] of 1 - beta1^n and sqrt(1 - beta2^n) for n = 0 ... rows - 1."""
-    n = range(rows)
-    bias1 = torch.tensor([1.0 - beta1**k for k in n], dtype=torch.float64)
-    bias2 = torch.tensor([math.sqrt(1.0 - beta2**k) for k in n], dtype=torch.float64)
-    bias1[0] = bias2[0] = 1.0  # row 0 is never read: a count is at least 1 when used
-    return bias1.to(device), bias2.to(device)
-
-
-_cached_bias_corrections = functools.lru_cache(maxsize=16)(_bias_corrections)
-
-
-def _table_rows(step: int, betas: tuple[float, float]) -> int:
-    """Rows until both corrections round to 1 in float64, or enough for ``step`` (doubling)."""
-    slowest = max(betas)
-    saturated = math.ceil(-54 * math.log(2) / math.log(slowest)) + 2 if slowest > 0 else 2
-    return min(saturated, 1 << (step + 1).bit_length())
-
-
+@checked_by_kernel
 def adabreg_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     duals: Sequence[Tensor] | None,
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    lr: float,
-    lam: float,
+    lr: Scalar,
+    lam: Scalar,
     delta: float = 1.0,
     *,
-    step: int,
+    step: int | Tensor,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
@@ -222,7 +220,9 @@ def adabreg_step_(
             dual_leak, backend: as in ``linbreg_step_``.
         exp_avgs: first moments a (mutated), float32 (float64 for float64); start at 0.
         exp_avg_sqs: second moments u (mutated), likewise.
-        step: number n of this update, >= 1; with ``counts`` an upper bound of every new count.
+        step: number n of this update, >= 1; with ``counts`` an upper bound of every new count. Or
+            a tensor with one element, read on the device in a table of the corrections: betas up
+            to about 0.99999 then.
         betas: (beta1, beta2), each in [0, 1).
         eps: added outside the root, after the bias correction, >= 0.
         counts: int32 tensors (mutated) shaped like ``params``: updates each coordinate has had;
@@ -265,25 +265,37 @@ def adabreg_step_(
     check_scalar(op, "eps", eps, 0.0)
     for i, beta in enumerate(betas):
         _check_beta(op, f"betas[{i}]", beta)
-    if step < 1:
+    if isinstance(step, Tensor):
+        check_scalar_tensor(op, "step", step)
+        if table_rows(None, betas) > MOST_ROWS:
+            raise ValueError(f"{op}: betas {betas} are too close to 1 for a step that is a tensor")
+    elif step < 1:
         raise ValueError(f"{op}: step must be >= 1, got {step}")
+    known = None if isinstance(step, Tensor) else step
+    changing = any(isinstance(v, Tensor) for v in (lr, lam, step))
     parts = []
     for g in grouped(op, backend, args, ordered=False, whole=whole):
         step_sizes = bias2_sqrts = None
+        dtype, scale = opmath_dtype(g.dtype), 1.0 if duals is not None else delta
         if counts is not None:
-            scale = 1.0 if duals is not None else delta
-            # a graph under construction must not leave its fake tensors in the cache
-            compiling = torch.compiler.is_compiling()
-            tables = _bias_corrections if compiling else _cached_bias_corrections
-            bias1, bias2 = tables(*betas, _table_rows(step, betas), g.device)
-            step_sizes = (lr * scale / bias1).to(opmath_dtype(g.dtype))
-            bias2_sqrts = bias2.to(opmath_dtype(g.dtype))
+            bias1, bias2 = tables(known, betas, g.device)
+            # a tensor: a number over a tensor would be multiplied by its rounded reciprocal
+            step_sizes = (wide(lr, g.device) * scale / bias1).to(dtype)
+            bias2_sqrts = bias2.to(dtype)
+        scalars = None
+        if changing:
+            tau = wide(lr, g.device)
+            now: tuple[Scalar, Scalar] = (1.0, 1.0)  # with counts the tables are read
+            if counts is None:
+                first, second = corrections_at(step, betas, g.device)
+                now = (tau * scale / first, second)
+            scalars = device_scalars((lam, tau * weight_decay * scale, *now), dtype, g.device)
         lists = g.lists
         live = g.run(
             lists["params"], lists["grads"], lists["duals"], lists["exp_avgs"],
-            lists["exp_avg_sqs"], lists["counts"], lists["active"], lr, lam, delta, *betas, eps,
-            weight_decay, maximize, nonnegative, readout, dual_leak, fine_scale, step, step_sizes,
-            bias2_sqrts,
+            lists["exp_avg_sqs"], lists["counts"], lists["active"], host_number(lr),
+            host_number(lam), delta, *betas, eps, weight_decay, maximize, nonnegative, readout,
+            dual_leak, fine_scale, known or 1, step_sizes, bias2_sqrts, scalars,
         )  # fmt: skip
         parts.append((g.indices, live))
     bump_versions(args)

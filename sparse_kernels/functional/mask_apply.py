@@ -6,9 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, grouped
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    checked_by_kernel,
+    grouped,
+)
 
 
+@checked_by_kernel
 def mask_apply_(
     tensors: Sequence[Tensor], masks: Sequence[Tensor], *, backend: str | None = None
 ) -> None:

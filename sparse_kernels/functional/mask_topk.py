@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -37,21 +38,31 @@ class _Pools:
 
         ``left`` becomes the number still to be taken among the keys with that prefix.
         """
-        above = histogram.flip(1).cumsum(1).flip(1)  # keys with this digit or a larger one
-        digit = (above >= self.left.unsqueeze(1)).sum(1) - 1  # counts fall: the last that suffices
-        digit = digit.clamp(min=0)  # fewer candidates than k: all of them
-        larger = torch.nn.functional.pad(above[:, 1:], (0, 1))
-        self.left = self.left - larger.gather(1, digit.unsqueeze(1)).squeeze(1)
+        below = histogram.cumsum(1)  # keys with this digit or a smaller one
+        total = below[:, -1:]
+        # the first digit that leaves fewer than k keys above it; the last one for k = 0, and the
+        # first where there are fewer candidates than k: all of them
+        digit = torch.searchsorted(below, total - self.left.unsqueeze(1), right=True)
+        digit = digit.clamp(max=below.shape[1] - 1)
+        self.left = self.left - (total - below.gather(1, digit)).squeeze(1)
+        digit = digit.squeeze(1)
         self.prefix = (self.prefix << bits) | digit
 
-    def ties_before(self, counts: list[Tensor]) -> list[Tensor]:
-        """Ties in earlier chunks of the pool, per chunk, from ties per chunk and tensor."""
-        flat = torch.cat(counts)
-        before = flat.cumsum(0) - flat
-        parts = list(before.split(self.chunks))
-        if not self.single:
-            parts = [p - p[:1] for p in parts]
-        return parts
+    def ties_before(self, counts: Tensor) -> Tensor:
+        """Ties in earlier chunks of the pool, per chunk, from ties per chunk."""
+        before = counts.cumsum(0) - counts
+        if self.single:
+            return before
+        starts = [0, *itertools.accumulate(self.chunks)]
+        own = [at for at, n in zip(starts, self.chunks, strict=False) for _ in range(n)]
+        return before - before[device_numbers(own, torch.int64, self.home)]
+
+    def part_of_chunks(self, values: Tensor, indices: list[int], device: torch.device) -> Tensor:
+        """The chunks of some tensors, on their device."""
+        if len(indices) != len(self.chunks):
+            parts = values.split(self.chunks)
+            values = torch.cat([parts[i] for i in indices])
+        return values.to(device)
 
 
 def mask_topk(
@@ -105,18 +116,23 @@ def mask_topk(
     if not ranked.scores:
         return words
     pools = _threshold(ranked, ks, inverted)
-    counts: list[Tensor] = [pools.left] * len(words)
+    parts: list[Tensor] = [pools.left] * len(words)
+    counts = None
     for g, first in ranked.groups("topk_write_"):
         own = g.lists["out"] or [words[i] for i in g.indices]
         threshold = pools.part(pools.prefix, g.indices, g.device)
         ties = g.run(*first, g.lists["among"], inverted, threshold, own, out is not None)
-        split = ties.to(pools.home).split([pools.chunks[i] for i in g.indices])
-        for i, part in zip(g.indices, split, strict=True):
-            counts[i] = part
+        counts = ties.to(pools.home)
+        if len(g.indices) < len(words):
+            split = counts.split([pools.chunks[i] for i in g.indices])
+            for i, part in zip(g.indices, split, strict=True):
+                parts[i] = part
+            counts = None
+    counts = torch.cat(parts) if counts is None else counts
     before = pools.ties_before(counts)
     for g, first in ranked.groups("topk_ties_"):
         per_pool = [pools.part(v, g.indices, g.device) for v in (pools.prefix, pools.left)]
-        per_chunk = [torch.cat([v[i] for i in g.indices]).to(g.device) for v in (counts, before)]
+        per_chunk = [pools.part_of_chunks(v, g.indices, g.device) for v in (counts, before)]
         g.run(
             *first, g.lists["among"], inverted, per_pool[0], *per_chunk, per_pool[1],
             g.lists["out"] or [words[i] for i in g.indices],
@@ -133,14 +149,19 @@ def _threshold(ranked: Ranked, ks: list[int], inverted: bool) -> _Pools:
     while shift > 0:
         bits = min(DIGIT, shift)
         shift -= bits
-        total = pools.prefix.new_zeros((len(ks), 1 << bits))
+        total = None
         for g, first in ranked.groups("topk_histogram"):
             prefix = pools.part(pools.prefix, g.indices, g.device)
             part = g.run(*first, g.lists["among"], inverted, prefix, shift, bits).to(pools.home)
             if pools.single:
-                total += part
+                total = part if total is None else total + part
+            elif len(g.indices) == len(ks):
+                total = part
             else:
+                if total is None:
+                    total = part.new_zeros((len(ks), 1 << bits))
                 total[device_numbers(g.indices, torch.int64, pools.home)] = part
+        assert total is not None
         pools.pick(total, bits)
     return pools
 

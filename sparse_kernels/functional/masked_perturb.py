@@ -10,19 +10,21 @@ from .._check import (
     ListArg,
     bump_versions,
     check_lists,
-    check_scalar,
     check_scalar_tensor,
+    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
 from ._backup import BackupArgs
+from ._scalars import Scalar, check_hyper, device_scalars, host_number
 
 
+@checked_by_kernel
 def masked_perturb_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     norm: Tensor,
-    rho: float,
+    rho: Scalar,
     masks: Sequence[Tensor] | None = None,
     backup: Sequence[Tensor] | Tensor | None = None,
     adaptive: bool = False,
@@ -41,7 +43,7 @@ def masked_perturb_(
         grads: tensors like ``params``.
         norm: 0-dim tensor, as ``grad_norm`` returns it; read on the device. Where ``norm`` or
             ``rho / (norm + eps)`` is not finite the parameters keep their bits.
-        rho: perturbation radius, >= 0.
+        rho: perturbation radius, >= 0; or a tensor with one element, read on the device.
         masks: int32 bit masks (``pack_mask``); entries with bit 0 keep their bits.
         backup: tensors like ``params`` (mutated): the whole parameter's original bits, written in
             the same pass, for ``restore_``. With ``ranks`` one flat tensor (mutated) of the
@@ -79,9 +81,12 @@ def masked_perturb_(
     whole = check_lists(op, args)
     kept.check(params)
     for name, value in (("rho", rho), ("eta", eta), ("eps", eps)):
-        check_scalar(op, name, value, 0.0)
+        check_hyper(op, name, value, 0.0)
     check_scalar_tensor(op, "norm", norm)
     for g in grouped(op, backend, args, ordered=False, whole=whole):
         on_device = norm.reshape(()).to(device=g.device, dtype=opmath_dtype(g.dtype))
-        g.run(g.lists["params"], g.lists["grads"], on_device, rho, *kept.of(g), adaptive, eta, eps)
+        g.run(
+            g.lists["params"], g.lists["grads"], on_device, host_number(rho), *kept.of(g), adaptive,
+            eta, eps, device_scalars([rho], opmath_dtype(g.dtype), g.device),
+        )  # fmt: skip
     bump_versions([*args, *kept.mutated_lists()])

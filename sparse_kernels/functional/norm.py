@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._check import ListArg, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    check_lists,
+    check_scalar,
+    checked_by_kernel,
+    grouped,
+    opmath_dtype,
+)
 
 
+@checked_by_kernel
 def grad_norm(
     grads: Sequence[Tensor],
     masks: Sequence[Tensor] | None = None,

@@ -16,6 +16,7 @@ from .._check import (
     check_lists,
     check_scalar,
     check_tensor_list,
+    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
@@ -82,6 +83,7 @@ def _check_tilings(op: str, params: Sequence[Tensor], tilings: Sequence[Tiling])
             )
 
 
+@checked_by_kernel
 def prox_group_(
     params: Sequence[Tensor],
     duals: Sequence[Tensor],

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, grouped
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    checked_by_kernel,
+    grouped,
+)
 from ._backup import BackupArgs
 
 
+@checked_by_kernel
 def restore_(
     params: Sequence[Tensor],
     backup: Sequence[Tensor] | Tensor,

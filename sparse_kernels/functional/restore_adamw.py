@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, check_scalar, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    check_scalar,
+    checked_by_kernel,
+    grouped,
+    opmath_dtype,
+)
 from ._backup import BackupArgs
+from ._scalars import Scalar, check_hyper, device_scalars, host_number, wide
 from .restore_sgd import gates_for
 
 
+@checked_by_kernel
 def restore_adamw_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -22,7 +32,7 @@ def restore_adamw_(
     masks: Sequence[Tensor] | None = None,
     *,
     ranks: Sequence[Tensor] | None = None,
-    lr: float,
+    lr: Scalar,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
@@ -48,7 +58,8 @@ def restore_adamw_(
         masks: int32 bit masks; entries with bit 1 come from the backup, the others are in
             ``params``. None: all come from the backup.
         ranks: as for ``restore_``.
-        lr: learning rate of the weight decay, >= 0.
+        lr: learning rate of the weight decay, >= 0; or a tensor with one element, read on the
+            device.
         betas: decay rates of the moments, in [0, 1).
         eps: added to the denominator, >= 0.
         weight_decay: >= 0.
@@ -87,7 +98,8 @@ def restore_adamw_(
     ]
     whole = check_lists(op, args)
     kept.check(params)
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+    check_hyper(op, "lr", lr, 0.0)
+    for name, value in (("eps", eps), ("weight_decay", weight_decay)):
         check_scalar(op, name, value, 0.0)
     for i, beta in enumerate(betas):
         check_scalar(op, f"betas[{i}]", beta, 0.0)
@@ -98,17 +110,21 @@ def restore_adamw_(
             raise ValueError(f"{op}: {name} must be a tensor [{len(params)}], one per parameter")
     gates = gates_for(op, skip, inv_scale)
     for g in grouped(op, backend, args, ordered=False, whole=whole):
-        wide = opmath_dtype(g.dtype)
+        dtype = opmath_dtype(g.dtype)
         tables = [
-            (t if g is whole else t[g.indices]).to(device=g.device, dtype=wide).contiguous()
+            (t if g is whole else t[g.indices]).to(device=g.device, dtype=dtype).contiguous()
             for t in (step_sizes, bias2_sqrts)
         ]
         on_device = [
-            None if v is None else v.reshape(()).to(device=g.device, dtype=wide) for _, v in gates
+            None if v is None else v.reshape(()).to(device=g.device, dtype=dtype) for _, v in gates
         ]
+        shrink = None  # the only thing made of lr
+        if isinstance(lr, Tensor) and decoupled and weight_decay != 0.0:
+            shrink = device_scalars([1.0 - wide(lr, g.device) * weight_decay], dtype, g.device)
         lists = g.lists
         g.run(
             lists["params"], lists["grads"], lists["exp_avgs"], lists["exp_avg_sqs"], *kept.of(g),
-            *tables, lr, *betas, eps, weight_decay, decoupled, maximize, *on_device,
+            *tables, host_number(lr), *betas, eps, weight_decay, decoupled, maximize, *on_device,
+            shrink,
         )  # fmt: skip
     bump_versions(args)

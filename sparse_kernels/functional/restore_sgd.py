@@ -12,10 +12,12 @@ from .._check import (
     check_lists,
     check_scalar,
     check_scalar_tensor,
+    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
 from ._backup import BackupArgs
+from ._scalars import Scalar, check_hyper, device_scalars, host_number
 
 
 def gates_for(
@@ -29,6 +31,7 @@ def gates_for(
     return gates
 
 
+@checked_by_kernel
 def restore_sgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -37,7 +40,7 @@ def restore_sgd_(
     masks: Sequence[Tensor] | None = None,
     *,
     ranks: Sequence[Tensor] | None = None,
-    lr: float,
+    lr: Scalar,
     momentum: float = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
@@ -62,7 +65,7 @@ def restore_sgd_(
         masks: int32 bit masks; entries with bit 1 come from the backup, the others are in
             ``params``. None: all come from the backup.
         ranks: as for ``restore_``.
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0; or a tensor with one element, read on the device.
         momentum: >= 0.
         dampening: of the gradient in the buffer.
         nesterov: step along ``g + momentum b``.
@@ -101,7 +104,8 @@ def restore_sgd_(
     ]
     whole = check_lists(op, args)
     kept.check(params)
-    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+    check_hyper(op, "lr", lr, 0.0)
+    for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
         check_scalar(op, name, value, 0.0)
     check_scalar(op, "dampening", dampening, -float("inf"))
     if momentum != 0.0 and momentum_buffers is None:
@@ -114,7 +118,8 @@ def restore_sgd_(
         ]
         lists = g.lists
         g.run(
-            lists["params"], lists["grads"], lists["momentum_buffers"], *kept.of(g), lr, momentum,
-            dampening, nesterov, weight_decay, maximize, first, *on_device,
+            lists["params"], lists["grads"], lists["momentum_buffers"], *kept.of(g),
+            host_number(lr), momentum, dampening, nesterov, weight_decay, maximize, first,
+            *on_device, device_scalars([lr], opmath_dtype(g.dtype), g.device),
         )  # fmt: skip
     bump_versions(args)

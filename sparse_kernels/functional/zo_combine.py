@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._check import ListArg, bump_versions, check_lists, grouped, opmath_dtype
+from .._check import (
+    ListArg,
+    bump_versions,
+    check_lists,
+    checked_by_kernel,
+    grouped,
+    opmath_dtype,
+)
 from ..reference.philox import derive_key
 from ._backup import BackupArgs
 from ._scalars import Numbers, numbers_of
@@ -27,6 +34,7 @@ def _check_sumsq(op: str, sumsq: Tensor, tensors: Sequence[Tensor]) -> None:
         raise ValueError(f"{op}: sumsq requires grad; call under torch.no_grad() to modify it")
 
 
+@checked_by_kernel
 def zo_combine_(
     tensors: Sequence[Tensor],
     coef: Numbers,
@@ -147,6 +155,7 @@ def _source_kind(tensors: Sequence[Tensor], src: Sequence[Tensor] | Tensor | Non
     return "opmath" if other else "same"
 
 
+@checked_by_kernel
 def zo_norm2(
     tensors: Sequence[Tensor],
     coef: Numbers,
@@ -198,6 +207,7 @@ def zo_norm2(
     return _total(parts, torch.zeros((), dtype=torch.float64))
 
 
+@checked_by_kernel
 def zo_gram(
     tensors: Sequence[Tensor],
     num_directions: int,

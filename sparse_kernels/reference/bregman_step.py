@@ -117,21 +117,25 @@ def linbreg_step_ref(
     readout: bool,
     dual_leak: float,
     fine_scale: float,
+    scalars: Tensor | None = None,
 ) -> Tensor:
     ema = momentum_form == "ema" and bool(momentum_buffers)
     scale = 1.0 if duals else delta
     step = scale if ema else lr * scale  # the ema buffer holds lr already
-    scalars = (lam, delta, lr * weight_decay * scale, nonnegative, readout, dual_leak, fine_scale)
+    gain = (1.0 - momentum) * lr if ema else 1.0
+    decay = lr * weight_decay * scale
+    if scalars is not None:
+        lam, decay, step, gain = scalars.tolist()
+    options = (lam, delta, decay, nonnegative, readout, dual_leak, fine_scale)
     live = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         keep = keep_bits(active[i], param.numel()) if active else None
-        entry = _Readout(param, duals[i] if duals else None, keep, *scalars)
+        entry = _Readout(param, duals[i] if duals else None, keep, *options)
         direction = to_opmath(grad)
         if maximize:
             direction = -direction
         if momentum_buffers:
             buffer = to_opmath(momentum_buffers[i])
-            gain = (1.0 - momentum) * lr if ema else 1.0
             buffer = momentum * buffer + gain * direction
             store(momentum_buffers[i], buffer, keep)
             direction = direction + momentum * buffer if nesterov else buffer
@@ -162,13 +166,18 @@ def adabreg_step_ref(
     step: int,
     step_sizes: Tensor | None,
     bias2_sqrts: Tensor | None,
+    scalars: Tensor | None = None,
 ) -> Tensor:
     scale = 1.0 if duals else delta
-    scalars = (lam, delta, lr * weight_decay * scale, nonnegative, readout, dual_leak, fine_scale)
+    decay = lr * weight_decay * scale
+    now = [lr * scale / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step)]
+    if scalars is not None:
+        lam, decay, *now = scalars.tolist()
+    options = (lam, delta, decay, nonnegative, readout, dual_leak, fine_scale)
     live = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         keep = keep_bits(active[i], param.numel()) if active else None
-        entry = _Readout(param, duals[i] if duals else None, keep, *scalars)
+        entry = _Readout(param, duals[i] if duals else None, keep, *options)
         g = to_opmath(grad)
         if maximize:
             g = -g
@@ -183,10 +192,7 @@ def adabreg_step_ref(
             row = n.clamp(max=step_sizes.numel() - 1).long()
             step_size, bias2_sqrt = step_sizes[row], bias2_sqrts[row]
         else:
-            dtype = opmath_dtype(param.dtype)
-            step_size = torch.tensor(lr * scale / (1.0 - beta1**step), dtype=dtype)
-            bias2_sqrt = torch.tensor(math.sqrt(1.0 - beta2**step), dtype=dtype)
-            step_size, bias2_sqrt = step_size.to(a.device), bias2_sqrt.to(a.device)
+            step_size, bias2_sqrt = torch.tensor(now, dtype=a.dtype, device=a.device)
         store(exp_avgs[i], a, keep)
         store(exp_avg_sqs[i], u, keep)
         # correctly rounded root: torch's own fp32 sqrt on the CPU is off by an ulp now and then

@@ -20,9 +20,11 @@ def masked_perturb_ref(
     adaptive: bool,
     eta: float,
     eps: float,
+    device_rho: Tensor | None = None,
 ) -> None:
     # rho is rounded to the math dtype before the division, as in the compiled kernels
-    scale = torch.full_like(norm, rho) / (norm + eps)
+    radius = torch.full_like(norm, rho) if device_rho is None else device_rho.reshape(norm.shape)
+    scale = radius / (norm + eps)
     # a norm that is not finite leaves the parameters as they are; rho / inf alone would be finite
     finite = norm.isfinite() & scale.isfinite()
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):

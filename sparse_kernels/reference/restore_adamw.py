@@ -28,14 +28,16 @@ def restore_adamw_ref(
     maximize: bool,
     skip: Tensor | None,
     inv_scale: Tensor | None,
+    device_shrink: Tensor | None = None,
 ) -> None:
+    shrink = 1.0 - lr * weight_decay if device_shrink is None else device_shrink
     decay = rounded(weight_decay, opmath_dtype(params[0].dtype))
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         original = unperturbed(param, i, masks, backup, ranks)
         w, g = to_opmath(original), direction(grad, inv_scale, maximize)
         keep = gate(skip, w)
         if decay != 0.0 and decoupled:
-            w = w * (1.0 - lr * weight_decay)
+            w = w * shrink
         elif decay != 0.0:
             g = g + decay * w
         a, u = to_opmath(exp_avgs[i]), to_opmath(exp_avg_sqs[i])

@@ -44,7 +44,10 @@ def restore_sgd_ref(
     first: bool,
     skip: Tensor | None,
     inv_scale: Tensor | None,
+    device_lr: Tensor | None = None,
 ) -> None:
+    if device_lr is not None:
+        lr = float(device_lr)
     decay = rounded(weight_decay, opmath_dtype(params[0].dtype))
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         original = unperturbed(param, i, masks, backup, ranks)

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import TILE, mask_bits, narrow, pointer_to, storage_type, widen
+from ._launch import TILE, narrow, pointer_to, storage_type, widen
+from ._masks import load_where, mask_bits, mask_words, near_bits, spread_bits
 
 _RANK_TILE: tl.constexpr = tl.constexpr(TILE)
 
@@ -50,9 +51,13 @@ def places_of(offsets, held, before, left, PACKED: tl.constexpr):
     ``held``: the backup holds this entry; ``before``: the ones of the tile before this block.
     """
     if PACKED:
-        ones = held.to(tl.int32)
-        places = before + tl.cumsum(ones, axis=0) - ones
-        return places, held & (places < left), before + tl.sum(ones, axis=0)
+        # the ones of a word stand side by side: a long scan would go through shared memory
+        ones = tl.reshape(held.to(tl.int32), (held.shape[0] // 32, 32))
+        words = tl.sum(ones, axis=1)
+        starts = before + tl.cumsum(words, axis=0) - words
+        places = tl.cumsum(ones, axis=1) - ones + starts[:, None]
+        places = tl.reshape(places, (held.shape[0],))
+        return places, held & (places < left), before + tl.sum(words, axis=0)
     return offsets, held, before
 
 
@@ -81,11 +86,20 @@ def original_bits(
 ):  # fmt: skip
     """Bits of a block before the perturbation, and the ones of the tile up to its end."""
     if HAS_MASK:
-        offsets = block + tl.arange(0, BLOCK)
-        held = mask_bits(words_ptr, offsets, None if WHOLE else offsets < count)
-        places, held, before = places_of(offsets, held, before, left, PACKED)
+        lanes = tl.arange(0, BLOCK)
+        if WHOLE:
+            words = mask_words(words_ptr, block, count, BLOCK)
+            held = spread_bits(words)
+        else:
+            held = mask_bits(words_ptr, block + lanes, block + lanes < count)
+        places, held, before = places_of(block + lanes, held, before, left, PACKED)
         bits = load_block(param_ptr, block, count, BLOCK, WHOLE)
-        return tl.where(held, tl.load(saved_ptr + places, mask=held, other=0), bits), before
+        if WHOLE and not PACKED:
+            near = near_bits(words, param_ptr.dtype.element_ty)
+            saved = load_where(tl.multiple_of(saved_ptr + block, 16) + lanes, near)
+        else:
+            saved = load_where(saved_ptr + places, held)
+        return tl.where(held, saved, bits), before
     return load_block(saved_ptr, block, count, BLOCK, WHOLE), before
 
 

@@ -13,11 +13,11 @@ import triton.language as tl
 from ._launch import (
     is_aligned,
     locate,
-    mask_bits,
     narrow,
     pointer_to,
     whole_blocks,
 )
+from ._masks import mask_bits
 
 
 @triton.jit
@@ -45,6 +45,13 @@ def shrink(dual, lower, lam):
     """Soft threshold; within the bounds +0.0 by choice: -inf - -inf would be NaN."""
     rest = dual - tl.where(dual >= lower, lam, lower)
     return tl.where((dual >= lower) & (dual <= lam), 0.0, rest)
+
+
+@triton.jit
+def _changing(scalars_ptr, lower):
+    """lam, decay and the lower bound by the device's own scalars; -inf stays."""
+    lam = tl.load(scalars_ptr)
+    return lam, tl.load(scalars_ptr + 1), tl.where(lower > -float("inf"), -lam, lower)
 
 
 @triton.jit
@@ -134,15 +141,19 @@ def _linbreg_block(
 @triton.jit(
     do_not_specialize=[
         "lam", "lower", "delta", "momentum", "gain", "step", "decay", "leak", "fine_scale", "sign",
+        "scalars_ptr",
     ],
 )  # fmt: skip
 def _linbreg_step_kernel(
     params_ptr, grads_ptr, duals_ptr, buffers_ptr, active_ptr, rows_ptr, numels_ptr, live_ptr,
-    lam, lower, delta, momentum, gain, step, decay, leak, fine_scale, sign,
+    lam, lower, delta, momentum, gain, step, decay, leak, fine_scale, sign, scalars_ptr,
     TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, READOUT: tl.constexpr, HAS_BUFFER: tl.constexpr,
     HAS_ACTIVE: tl.constexpr, NESTEROV: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
+    if scalars_ptr is not None:
+        lam, decay, lower = _changing(scalars_ptr, lower)
+        step, gain = tl.load(scalars_ptr + 2), tl.load(scalars_ptr + 3)
     param = pointer_to(params_ptr, tensor, first, TYPE)
     grad = pointer_to(grads_ptr, tensor, first, TYPE)
     dual = pointer_to(duals_ptr, tensor, first, tl.float32) if HAS_DUAL else param
@@ -210,18 +221,22 @@ def _adabreg_block(
 @triton.jit(
     do_not_specialize=[
         "lam", "lower", "delta", "rest1", "beta2", "rest2", "eps", "decay", "leak", "fine_scale",
-        "sign", "step_size", "bias2_sqrt", "last_row",
+        "sign", "step_size", "bias2_sqrt", "step_sizes_ptr", "bias2_sqrts_ptr", "last_row",
+        "scalars_ptr",
     ],
 )  # fmt: skip
 def _adabreg_step_kernel(
     params_ptr, grads_ptr, duals_ptr, avgs_ptr, squares_ptr, counts_ptr, active_ptr, rows_ptr,
     numels_ptr, live_ptr,
     lam, lower, delta, rest1, beta2, rest2, eps, decay, leak, fine_scale, sign,
-    step_size, bias2_sqrt, step_sizes_ptr, bias2_sqrts_ptr, last_row,
+    step_size, bias2_sqrt, step_sizes_ptr, bias2_sqrts_ptr, last_row, scalars_ptr,
     TYPE: tl.constexpr, HAS_DUAL: tl.constexpr, READOUT: tl.constexpr, HAS_COUNTS: tl.constexpr,
     HAS_ACTIVE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
+    if scalars_ptr is not None:
+        lam, decay, lower = _changing(scalars_ptr, lower)
+        step_size, bias2_sqrt = tl.load(scalars_ptr + 2), tl.load(scalars_ptr + 3)
     param = pointer_to(params_ptr, tensor, first, TYPE)
     grad = pointer_to(grads_ptr, tensor, first, TYPE)
     avg = pointer_to(avgs_ptr, tensor, first, tl.float32)

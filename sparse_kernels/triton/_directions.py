@@ -10,13 +10,13 @@ from ._launch import (
     ROW,
     is_aligned,
     locate,
-    mask_bits,
     narrow,
     pointer_to,
     tree_sum,
     whole_blocks,
     widen,
 )
+from ._masks import load_where, mask_words, near_bits, spread_bits
 
 # one compilation serves every seed, direction and number of directions, wherever they lie
 _STREAM_ARGUMENTS = ["coef_ptr", "q", "key_ptr", "directions_ptr", "first_direction"]
@@ -86,18 +86,29 @@ def _combined(src, s, alpha, gamma, HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.const
 
 @triton.jit
 def _combine_whole(
-    dst_ptr, from_ptr, saved_ptr, block, s, alpha, gamma, TYPE: tl.constexpr,
-    HAS_SRC: tl.constexpr, HAS_BACKUP: tl.constexpr, HAS_ALPHA: tl.constexpr,
-    HAS_GAMMA: tl.constexpr,
+    dst_ptr, from_ptr, saved_ptr, block, words, s, places, held, alpha, gamma, TYPE: tl.constexpr,
+    HAS_SRC: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BACKUP: tl.constexpr, PACKED: tl.constexpr,
+    HAS_ALPHA: tl.constexpr, HAS_GAMMA: tl.constexpr,
 ):  # fmt: skip
-    """A full block of 16-byte aligned tensors."""
-    lanes = tl.arange(0, s.shape[0])
+    """A full block of 16-byte aligned tensors; with a mask they are their own source."""
+    lanes, near = tl.arange(0, s.shape[0]), None
     d16 = tl.multiple_of(dst_ptr + block, 16) + lanes
-    x = tl.load(tl.multiple_of(from_ptr + block, 16) + lanes)
-    if HAS_BACKUP:
+    if HAS_MASK:
+        near = near_bits(words, TYPE)
+    # a whole copy holds entries that keep their value too
+    x = load_where(
+        tl.multiple_of(from_ptr + block, 16) + lanes, None if HAS_BACKUP and not PACKED else near
+    )
+    if PACKED:
+        tl.store(saved_ptr + places, x, mask=held)
+    elif HAS_BACKUP:
         s16 = tl.multiple_of(saved_ptr + block, 16) + lanes
         tl.store(s16, tl.load(d16) if HAS_SRC else x)
-    tl.store(d16, narrow(_combined(x, s, alpha, gamma, HAS_ALPHA, HAS_GAMMA), TYPE))
+    combined = narrow(_combined(x, s, alpha, gamma, HAS_ALPHA, HAS_GAMMA), TYPE)
+    if HAS_MASK:
+        tl.store(d16, tl.where(spread_bits(words), combined, x), mask=near)
+    else:
+        tl.store(d16, combined)
 
 
 @triton.jit
@@ -123,7 +134,7 @@ def _combine_part(
 
 @triton.jit(do_not_specialize=_STREAM_ARGUMENTS)
 def _zo_combine_kernel(
-    tensors_ptr, src_ptr, masks_ptr, backup_ptr, ranks_ptr, packed, rows_ptr, numels_ptr,
+    tensors_ptr, src_ptr, masks_ptr, backup_ptr, ranks_ptr, packed: tl.int64, rows_ptr, numels_ptr,
     coef_ptr, q, key_ptr, directions_ptr, first_direction, uids_ptr, firsts_ptr,
     alpha_ptr, gamma_ptr, partials_ptr,
     TYPE: tl.constexpr, SRC_TYPE: tl.constexpr, HAS_SRC: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -146,17 +157,20 @@ def _zo_combine_kernel(
         )
     alpha = tl.load(alpha_ptr + tensor) if HAS_ALPHA else 1.0
     gamma = tl.load(gamma_ptr + tensor) if HAS_GAMMA else 1.0
-    aligned = is_aligned(dst_ptr) & is_aligned(from_ptr) & is_aligned(saved_ptr)
+    aligned = is_aligned(dst_ptr) & is_aligned(from_ptr)
+    if HAS_BACKUP and not PACKED:
+        aligned = aligned & is_aligned(saved_ptr)
+    words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32) if HAS_MASK else dst_ptr
     whole = whole_blocks(count, aligned, BLOCK)
     index = _index(firsts_ptr, tensor, first)
     acc = tl.zeros((BLOCK,), tl.float32)
     for block in range(0, count, BLOCK):
         offsets = block + tl.arange(0, BLOCK)
         inside = offsets < count
-        keep = inside
+        keep, words = inside, 0
         if HAS_MASK:
-            words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
-            keep = mask_bits(words_ptr, offsets, inside)
+            words = mask_words(words_ptr, block, count, BLOCK)
+            keep = inside & spread_bits(words)
         # a whole copy holds entries that keep their value too
         places, held, before = places_of(offsets, keep if PACKED else inside, before, left, PACKED)
         s = _direction_sum(
@@ -165,15 +179,15 @@ def _zo_combine_kernel(
         )  # fmt: skip
         if SUMSQ:
             acc += tl.where(keep, s * s, 0.0)
-        if HAS_MASK:
+        if HAS_MASK and HAS_SRC:
             _combine_part(
                 dst_ptr, from_ptr, saved_ptr, offsets, keep, places, held, s, alpha, gamma,
                 TYPE, HAS_BACKUP, PACKED, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
         elif block < whole:
             _combine_whole(
-                dst_ptr, from_ptr, saved_ptr, block, s, alpha, gamma, TYPE,
-                HAS_SRC, HAS_BACKUP, HAS_ALPHA, HAS_GAMMA,
+                dst_ptr, from_ptr, saved_ptr, block, words, s, places, held, alpha, gamma, TYPE,
+                HAS_SRC, HAS_MASK, HAS_BACKUP, PACKED, HAS_ALPHA, HAS_GAMMA,
             )  # fmt: skip
         else:
             _combine_part(
@@ -204,7 +218,7 @@ def _zo_norm2_kernel(
         keep = offsets < count
         if HAS_MASK:
             words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
-            keep = mask_bits(words_ptr, offsets, keep)
+            keep = keep & spread_bits(mask_words(words_ptr, row, count, ROW))
         acc += tl.where(keep, s * s, 0.0)
     tl.store(partials_ptr + tl.program_id(0), tree_sum(acc))
 
@@ -244,7 +258,7 @@ def _normal_product(words_ptr, index, count, uid, dj, dk, k0, k1, HAS_MASK, ROUN
         offsets = row + tl.arange(0, ROW)
         keep = offsets < count
         if HAS_MASK:
-            keep = mask_bits(words_ptr, offsets, keep)
+            keep = keep & spread_bits(mask_words(words_ptr, row, count, ROW))
         acc += tl.where(keep, philox.in_order(a0 * b0, a1 * b1, a2 * b2, a3 * b3), 0.0)
     return tree_sum(acc)
 

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import philox
-from ._launch import int64_table, is_aligned, mask_bits, pointer_to, whole_blocks, widen
+from ._launch import int64_table, is_aligned, pointer_to, whole_blocks, widen
+from ._masks import load_where, mask_words, near_bits, spread_bits
 
 
 def stream_args(
@@ -67,19 +68,19 @@ def candidates(
     """Keys of a block of the chunk from element ``first`` on, and which of it may be selected."""
     lanes = tl.arange(0, BLOCK)
     offsets = block + lanes
-    here = offsets < count
+    here, near = offsets < count, None
     if HAS_AMONG:
         words_ptr = pointer_to(among_ptr, tensor, first // 32, tl.int32)
-        here = here & (mask_bits(words_ptr, offsets, here) != INVERTED)
+        words = mask_words(words_ptr, block, count, BLOCK)
+        words = ~words if INVERTED else words
+        here, near = here & spread_bits(words), near_bits(words, TYPE)
     if KIND == "random":
         k0, k1 = philox.key_words(key_ptr)
         keys = random_keys_from(tl.load(firsts_ptr + tensor) + first + block, k0, k1, BLOCK)
     else:
         score_ptr = pointer_to(scores_ptr, tensor, first, TYPE)
-        if HAS_AMONG:
-            scores = tl.load(score_ptr + offsets, mask=here, other=0.0)
-        elif block < whole_blocks(count, is_aligned(score_ptr), BLOCK):
-            scores = tl.load(tl.multiple_of(score_ptr + block, 16) + lanes)
+        if block < whole_blocks(count, is_aligned(score_ptr), BLOCK):
+            scores = load_where(tl.multiple_of(score_ptr + block, 16) + lanes, near)
         else:
             scores = tl.load(score_ptr + offsets, mask=here, other=0.0)
         keys = ordered_keys(scores, KIND)

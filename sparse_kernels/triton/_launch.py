@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference._common import CHUNK_SIZE, LANES, RANK_TILE
+from . import _autotune
 
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -126,16 +127,23 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor | None:
         return None
     pointers = tuple(t.data_ptr() for t in tensors)
     build = lambda: torch.tensor(pointers, dtype=torch.int64)  # noqa: E731  # called at most once
-    return _addresses.get((pointers,), tensors[0].device, build)
+    table = _addresses.get((pointers,), tensors[0].device, build)
+    _autotune.remember(table, tensors)
+    return table
 
 
 def launch(
     kernel: object, grid: tuple[int, ...], device: torch.device, *args: object, **meta: object
 ) -> None:
     """Launch on ``device`` without contraction of a multiplication and an addition into one fma."""
+
+    def run(args: tuple, meta: dict[str, object]) -> None:
+        kernel[grid](*args, **meta, enable_fp_fusion=False)  # type: ignore[index]
+
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
-        kernel[grid](*args, **meta, enable_fp_fusion=False)  # type: ignore[index]
+        name = kernel.fn.__name__  # type: ignore[attr-defined]
+        run(args, _autotune.options(name, grid, device, args, meta, run))
 
 
 def sum_in_order(partials: Tensor, out: Tensor, *, root: bool = False) -> None:
@@ -219,19 +227,6 @@ def narrow(x, TYPE: tl.constexpr):
 
 
 @triton.jit
-def mask_bits(words_ptr, offsets, inside):
-    """Bool per element from packed words; bit i of word w is element 32 w + i.
-
-    ``inside`` is None where every offset is within the tensor.
-    """
-    if inside is None:
-        words = tl.load(words_ptr + (offsets >> 5))
-    else:
-        words = tl.load(words_ptr + (offsets >> 5), mask=inside, other=0)
-    return ((words >> (offsets & 31)) & 1) != 0
-
-
-@triton.jit
 def quotients(rest, offsets, length, SIZE: tl.constexpr):
     """``(rest + offsets) // length`` by divisions of int32, for offsets below SIZE.
 
@@ -240,15 +235,6 @@ def quotients(rest, offsets, length, SIZE: tl.constexpr):
     left = tl.where(length - rest < SIZE, length - rest, SIZE).to(tl.int32)
     short = tl.where(length < SIZE, length, SIZE).to(tl.int32)
     return tl.where(offsets < left, 0, 1 + (offsets - left) // short)
-
-
-@triton.jit
-def pack_bits(flags):
-    """int32 words [n / 32] from bools [n], the inverse of ``mask_bits``."""
-    bits = tl.arange(0, 32)
-    rows = tl.reshape(flags.to(tl.int32), (flags.shape[0] // 32, 32))
-    # the bits of a word do not overlap, so their sum is their union
-    return tl.sum(rows << bits[None, :], axis=1)
 
 
 @triton.jit

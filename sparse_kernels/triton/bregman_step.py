@@ -45,6 +45,7 @@ def linbreg_step_triton(
     readout: bool,
     dual_leak: float,
     fine_scale: float,
+    scalars: Tensor | None = None,
 ) -> Tensor:
     """Step in place, one launch for the list; int64 live counts [T]."""
     device = params[0].device
@@ -58,12 +59,12 @@ def linbreg_step_triton(
     gain = (1.0 - momentum) * lr if ema else 1.0
     lower = lower_bound(lam, nonnegative)
     decay = lr * weight_decay * scale
-    scalars = (lam, lower, delta, momentum, gain, step, decay, dual_leak, fine_scale)
+    numbers = (lam, lower, delta, momentum, gain, step, decay, dual_leak, fine_scale)
     launch(
         _linbreg_step_kernel, (plan.programs,), device,
         address_table(params), address_table(grads), address_table(duals),
         address_table(momentum_buffers), address_table(active), plan.rows, plan.numels, live,
-        *map(f32, scalars), -1.0 if maximize else 1.0,
+        *map(f32, numbers), -1.0 if maximize else 1.0, scalars,
         TYPE=storage_type(params[0].dtype), HAS_DUAL=bool(duals), READOUT=readout,
         HAS_BUFFER=bool(momentum_buffers), HAS_ACTIVE=bool(active), NESTEROV=nesterov,
         SIZE=TILE, BLOCK=_BLOCK, num_warps=8,
@@ -94,6 +95,7 @@ def adabreg_step_triton(
     step: int,
     step_sizes: Tensor | None,
     bias2_sqrts: Tensor | None,
+    scalars: Tensor | None = None,
 ) -> Tensor:
     """Step in place, one launch for the list; int64 live counts [T]."""
     device = params[0].device
@@ -105,13 +107,13 @@ def adabreg_step_triton(
     corrections = (lr * scale / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step))
     lower = lower_bound(lam, nonnegative)
     moments = (1.0 - beta1, beta2, 1.0 - beta2, eps)
-    scalars = (lam, lower, delta, *moments, lr * weight_decay * scale, dual_leak, fine_scale)
+    numbers = (lam, lower, delta, *moments, lr * weight_decay * scale, dual_leak, fine_scale)
     launch(
         _adabreg_step_kernel, (plan.programs,), device,
         address_table(params), address_table(grads), address_table(duals), address_table(exp_avgs),
         address_table(exp_avg_sqs), address_table(counts), address_table(active), plan.rows,
-        plan.numels, live, *map(f32, scalars), -1.0 if maximize else 1.0, *map(f32, corrections),
-        step_sizes, bias2_sqrts, 0 if step_sizes is None else step_sizes.numel() - 1,
+        plan.numels, live, *map(f32, numbers), -1.0 if maximize else 1.0, *map(f32, corrections),
+        step_sizes, bias2_sqrts, 0 if step_sizes is None else step_sizes.numel() - 1, scalars,
         TYPE=storage_type(params[0].dtype), HAS_DUAL=bool(duals), READOUT=readout,
         HAS_COUNTS=bool(counts), HAS_ACTIVE=bool(active), SIZE=TILE, BLOCK=_BLOCK, num_warps=8,
         maxnreg=None if counts else 64,

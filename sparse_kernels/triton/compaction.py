@@ -20,12 +20,12 @@ from ._launch import (
     launch,
     locate,
     make_plan,
-    pack_bits,
     pointer_to,
     quotients,
     storage_type,
     whole_blocks,
 )
+from ._masks import pack_bits
 from .mask_count import _WORDS, _ones
 
 _INTEGERS = {2: tl.int16, 4: tl.int32, 8: tl.int64}

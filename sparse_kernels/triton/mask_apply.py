@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._backup import bits_type
-from ._launch import TILE, address_table, launch, locate, make_plan, mask_bits, pointer_to
+from ._launch import TILE, address_table, launch, locate, make_plan, pointer_to
+from ._masks import mask_bits
 
 
 @triton.jit

@@ -17,10 +17,10 @@ from ._launch import (
     launch,
     locate,
     make_plan,
-    pack_bits,
     pointer_to,
     storage_type,
 )
+from ._masks import pack_bits
 
 
 @triton.jit

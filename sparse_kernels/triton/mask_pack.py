@@ -8,7 +8,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import TILE, address_table, launch, locate, make_plan, pack_bits, pointer_to
+from ._backup import load_block, store_block
+from ._launch import (
+    TILE,
+    address_table,
+    is_aligned,
+    launch,
+    locate,
+    make_plan,
+    pointer_to,
+    whole_blocks,
+)
+from ._masks import mask_words, pack_bits, spread_bits
 
 
 @triton.jit
@@ -18,9 +29,13 @@ def _mask_pack_kernel(
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
     mask_ptr = pointer_to(masks_ptr, tensor, first, tl.uint8)
     word_ptr = pointer_to(words_ptr, tensor, first // 32, tl.int32)
-    lanes, words = tl.arange(0, BLOCK), tl.arange(0, BLOCK // 32)
-    for block in range(0, count, BLOCK):
-        flags = tl.load(mask_ptr + block + lanes, mask=block + lanes < count, other=0)
+    words = tl.arange(0, BLOCK // 32)
+    done = whole_blocks(count, is_aligned(mask_ptr), BLOCK)
+    for block in range(0, done, BLOCK):
+        flags = load_block(mask_ptr, block, count, BLOCK, True)
+        tl.store(word_ptr + block // 32 + words, pack_bits(flags != 0))
+    for block in range(done, count, BLOCK):
+        flags = load_block(mask_ptr, block, count, BLOCK, False)
         here = block + 32 * words < count
         tl.store(word_ptr + block // 32 + words, pack_bits(flags != 0), mask=here)
 
@@ -32,12 +47,13 @@ def _mask_unpack_kernel(
     tensor, first, count = locate(rows_ptr, numels_ptr, SIZE)
     mask_ptr = pointer_to(masks_ptr, tensor, first, tl.uint8)
     word_ptr = pointer_to(words_ptr, tensor, first // 32, tl.int32)
-    lanes = tl.arange(0, BLOCK)
-    for block in range(0, count, BLOCK):
-        offsets = block + lanes
-        inside = offsets < count
-        words = tl.load(word_ptr + (offsets >> 5), mask=inside, other=0)
-        tl.store(mask_ptr + offsets, ((words >> (offsets & 31)) & 1).to(tl.uint8), mask=inside)
+    done = whole_blocks(count, is_aligned(mask_ptr), BLOCK)
+    for block in range(0, done, BLOCK):
+        flags = spread_bits(mask_words(word_ptr, block, count, BLOCK)).to(tl.uint8)
+        store_block(mask_ptr, flags, block, count, BLOCK, True)
+    for block in range(done, count, BLOCK):
+        flags = spread_bits(mask_words(word_ptr, block, count, BLOCK)).to(tl.uint8)
+        store_block(mask_ptr, flags, block, count, BLOCK, False)
 
 
 def mask_pack_triton(masks: list[Tensor], words: list[Tensor]) -> None:
@@ -56,5 +72,5 @@ def mask_unpack_triton(words: list[Tensor], masks: list[Tensor]) -> None:
     if plan.programs:
         launch(
             _mask_unpack_kernel, (plan.programs,), masks[0].device, address_table(words),
-            address_table(masks), plan.rows, plan.numels, SIZE=TILE, BLOCK=2048, num_warps=8,
+            address_table(masks), plan.rows, plan.numels, SIZE=TILE, BLOCK=2048, num_warps=4,
         )  # fmt: skip

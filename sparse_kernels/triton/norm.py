@@ -22,29 +22,22 @@ from ._launch import (
     launch,
     locate,
     make_plan,
-    mask_bits,
     pointer_to,
     storage_type,
     sum_in_order,
     tree_sum,
     whole_blocks,
 )
+from ._masks import load_where, mask_bits, mask_words, near_bits, spread_bits
 
 
 @triton.jit
-def _square(grad_ptr, weight_ptr, offsets, keep, eta, WEIGHTED: tl.constexpr, MASKED: tl.constexpr):
-    """Squares of one row; an element that is left out counts as +0.0, whatever it holds."""
-    if MASKED:
-        x = tl.load(grad_ptr + offsets, mask=keep, other=0.0).to(tl.float32)
-    else:
-        x = tl.load(grad_ptr + offsets).to(tl.float32)
+def _square(grads, weights, near, keep, eta, WEIGHTED: tl.constexpr):
+    """Squares of one row, what is ``near`` loaded; one not to ``keep`` counts as +0.0."""
+    x = load_where(grads, near).to(tl.float32)
     if WEIGHTED:
-        if MASKED:
-            w = tl.load(weight_ptr + offsets, mask=keep, other=0.0).to(tl.float32)
-        else:
-            w = tl.load(weight_ptr + offsets).to(tl.float32)
-        x = (tl.abs(w) + eta) * x
-    return x * x
+        x = (tl.abs(load_where(weights, near).to(tl.float32)) + eta) * x
+    return x * x if keep is None else tl.where(keep, x * x, 0.0)
 
 
 @triton.jit(do_not_specialize=["eta"])
@@ -69,21 +62,23 @@ def _grad_norm_kernel(
         aligned = aligned & is_aligned(weight_ptr)
     lanes = tl.arange(0, ROW)
     acc = tl.zeros((ROW,), tl.float32)
-    done = 0
-    if not HAS_MASK:
-        done = whole_blocks(count, aligned, ROW)
-        for row in range(0, done, ROW):
-            g16 = tl.multiple_of(grad_ptr + row, 16)
-            w16 = tl.multiple_of(weight_ptr + row, 16)
-            acc += _square(g16, w16, lanes, None, eta, WEIGHTED, False)
+    words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32) if HAS_MASK else grad_ptr
+    done = whole_blocks(count, aligned, ROW)
+    for row in range(0, done, ROW):
+        near, keep = None, None
+        if HAS_MASK:
+            words = mask_words(words_ptr, row, count, ROW)
+            near, keep = near_bits(words, TYPE), spread_bits(words)
+        g16 = tl.multiple_of(grad_ptr + row, 16)
+        w16 = tl.multiple_of(weight_ptr + row, 16)
+        acc += _square(g16 + lanes, w16 + lanes, near, keep, eta, WEIGHTED)
     # rows past the end would add +0.0 to sums that are never -0.0, so they are left out
     for row in range(done, count, ROW):
         offsets = row + lanes
         keep = offsets < count
         if HAS_MASK:
-            words_ptr = pointer_to(masks_ptr, tensor, first // 32, tl.int32)
             keep = mask_bits(words_ptr, offsets, keep)
-        acc += _square(grad_ptr, weight_ptr, offsets, keep, eta, WEIGHTED, True)
+        acc += _square(grad_ptr + offsets, weight_ptr + offsets, keep, keep, eta, WEIGHTED)
     tl.store(partials_ptr + tl.program_id(0), tree_sum(acc))
 
 

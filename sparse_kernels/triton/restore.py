@@ -16,10 +16,10 @@ from ._launch import (
     launch,
     locate,
     make_plan,
-    mask_bits,
     pointer_to,
     whole_blocks,
 )
+from ._masks import mask_bits
 
 
 @triton.jit(do_not_specialize=["packed"])
@@ -28,7 +28,7 @@ def _restore_kernel(
     masks_ptr,
     backup_ptr,
     ranks_ptr,
-    packed,
+    packed: tl.int64,
     rows_ptr,
     numels_ptr,
     BITS: tl.constexpr,

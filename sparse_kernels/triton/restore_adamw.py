@@ -74,12 +74,12 @@ def _adamw_block(
 
 @triton.jit(do_not_specialize=[
     "packed", "step_sizes_ptr", "bias2_sqrts_ptr", "shrink", "rest1", "beta2", "rest2", "eps",
-    "decay", "sign", "skip_ptr", "scale_ptr",
+    "decay", "sign", "skip_ptr", "scale_ptr", "shrink_ptr",
 ])  # fmt: skip
 def _restore_adamw_kernel(
-    params_ptr, grads_ptr, avgs_ptr, squares_ptr, masks_ptr, backup_ptr, ranks_ptr, packed,
-    rows_ptr, numels_ptr, step_sizes_ptr, bias2_sqrts_ptr,
-    shrink, rest1, beta2, rest2, eps, decay, sign, skip_ptr, scale_ptr,
+    params_ptr, grads_ptr, avgs_ptr, squares_ptr, masks_ptr, backup_ptr, ranks_ptr,
+    packed: tl.int64, rows_ptr, numels_ptr, step_sizes_ptr, bias2_sqrts_ptr,
+    shrink, rest1, beta2, rest2, eps, decay, sign, skip_ptr, scale_ptr, shrink_ptr,
     TYPE: tl.constexpr, BITS: tl.constexpr, DECOUPLED: tl.constexpr, HAS_MASK: tl.constexpr,
     PACKED: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -92,9 +92,11 @@ def _restore_adamw_kernel(
     saved, left = backup_of(backup_ptr, ranks_ptr, packed, tensor, first, SIZE, BITS, PACKED)
     step_size = tl.load(step_sizes_ptr + tensor)
     bias2_sqrt = tl.load(bias2_sqrts_ptr + tensor)
+    if shrink_ptr is not None:
+        shrink = tl.load(shrink_ptr)
     update = True if skip_ptr is None else tl.load(skip_ptr) == 0.0
     aligned = is_aligned(param) & is_aligned(grad) & is_aligned(avg) & is_aligned(square)
-    if not HAS_MASK:
+    if not PACKED:
         aligned = aligned & is_aligned(saved)
     done, before = whole_blocks(count, aligned, BLOCK), 0
     for block in range(0, done, BLOCK):
@@ -130,6 +132,7 @@ def restore_adamw_triton(
     maximize: bool,
     skip: Tensor | None,
     inv_scale: Tensor | None,
+    device_shrink: Tensor | None = None,
 ) -> None:
     """Restore and step in place, one launch for the list."""
     plan = make_plan(params, TILE)
@@ -144,8 +147,9 @@ def restore_adamw_triton(
         address_table(ranks), packed_size(backup, ranks), plan.rows, plan.numels,
         step_sizes, bias2_sqrts,
         *map(f32, (shrink, 1.0 - beta1, beta2, 1.0 - beta2, eps)), decay,
-        -1.0 if maximize else 1.0, skip, inv_scale,
+        -1.0 if maximize else 1.0, skip, inv_scale, device_shrink,
         TYPE=storage_type(params[0].dtype), BITS=bits_type(params[0].dtype), DECOUPLED=decoupled,
         HAS_MASK=bool(masks), PACKED=bool(ranks), SIZE=TILE,
-        BLOCK=1024, num_warps=8, maxnreg=64,
+        BLOCK=1024, num_warps=8,
+        maxnreg=72 if masks and not ranks else 64,  # with fewer it would spill
     )  # fmt: skip

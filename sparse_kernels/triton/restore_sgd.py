@@ -72,10 +72,11 @@ def _sgd_block(
 
 @triton.jit(do_not_specialize=[
     "packed", "lr", "momentum", "gain", "decay", "sign", "skip_ptr", "scale_ptr",
+    "lr_ptr",
 ])  # fmt: skip
 def _restore_sgd_kernel(
-    params_ptr, grads_ptr, buffers_ptr, masks_ptr, backup_ptr, ranks_ptr, packed, rows_ptr,
-    numels_ptr, lr, momentum, gain, decay, sign, skip_ptr, scale_ptr,
+    params_ptr, grads_ptr, buffers_ptr, masks_ptr, backup_ptr, ranks_ptr, packed: tl.int64,
+    rows_ptr, numels_ptr, lr, momentum, gain, decay, sign, skip_ptr, scale_ptr, lr_ptr,
     TYPE: tl.constexpr, BITS: tl.constexpr, HAS_BUFFER: tl.constexpr, FIRST: tl.constexpr,
     NESTEROV: tl.constexpr, HAS_MASK: tl.constexpr, PACKED: tl.constexpr, SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -86,9 +87,11 @@ def _restore_sgd_kernel(
     buffer = pointer_to(buffers_ptr, tensor, first, TYPE) if HAS_BUFFER else grad
     words = pointer_to(masks_ptr, tensor, first // 32, tl.int32) if HAS_MASK else param
     saved, left = backup_of(backup_ptr, ranks_ptr, packed, tensor, first, SIZE, BITS, PACKED)
+    if lr_ptr is not None:
+        lr = tl.load(lr_ptr)
     update = True if skip_ptr is None else tl.load(skip_ptr) == 0.0
     aligned = is_aligned(param) & is_aligned(grad) & is_aligned(buffer)
-    if not HAS_MASK:
+    if not PACKED:
         aligned = aligned & is_aligned(saved)
     done, before = whole_blocks(count, aligned, BLOCK), 0
     for block in range(0, done, BLOCK):
@@ -121,6 +124,7 @@ def restore_sgd_triton(
     first: bool,
     skip: Tensor | None,
     inv_scale: Tensor | None,
+    device_lr: Tensor | None = None,
 ) -> None:
     """Restore and step in place, one launch for the list."""
     plan = make_plan(params, TILE)
@@ -132,7 +136,7 @@ def restore_sgd_triton(
         address_table(masks), address_table(backup), address_table(ranks),
         packed_size(backup, ranks), plan.rows, plan.numels,
         *map(f32, (lr, momentum, 1.0 - dampening, weight_decay)), -1.0 if maximize else 1.0,
-        skip, inv_scale,
+        skip, inv_scale, device_lr,
         TYPE=storage_type(params[0].dtype), BITS=bits_type(params[0].dtype),
         HAS_BUFFER=bool(momentum_buffers), FIRST=first, NESTEROV=nesterov, HAS_MASK=bool(masks),
         PACKED=bool(ranks), SIZE=TILE,

@@ -28,7 +28,8 @@ from ._launch import (
 
 # Elements a program has in registers at a time. A Philox call serves 128 signs and every thread
 # takes part in one, so signs want more elements a thread, if no mask or backup needs registers;
-# places in a packed tensor need registers, and so do normals that may be those of two calls.
+# places in a packed tensor need registers, and so do normals that may be those of two calls, or
+# that a mask joins with what is there.
 _BLOCK, _SIGN_BLOCK, _SMALL_BLOCK = 2048, 4096, 1024
 
 
@@ -78,7 +79,7 @@ def zo_combine_triton(
         return
     size, partials = TILE, None
     block = _SIGN_BLOCK if signs and not (masks or backup) else _BLOCK
-    if ranks or (firsts and not signs):
+    if ranks or (not signs and (firsts or (masks and not src))):
         block = _SMALL_BLOCK
     if sumsq is not None:
         size, block = CHUNK_SIZE, LANES
@@ -96,7 +97,8 @@ def zo_combine_triton(
         HAS_ALPHA=alpha is not None, HAS_GAMMA=gamma is not None,
         SUMSQ=sumsq is not None, SIGNS=signs, ROUNDS=rounds,
         SIZE=size, BLOCK=block, num_warps=8 if sumsq is None else 16,
-        maxnreg=128 if ranks and sumsq is not None else 64,  # with fewer it would spill
+        # with fewer, sums beside places in a packed tensor or normals of two calls would spill
+        maxnreg=80 if sumsq is not None and (ranks or (firsts and not signs)) else 64,
     )  # fmt: skip
     if sumsq is not None and partials is not None:
         sum_in_order(partials, sumsq)
@@ -121,12 +123,14 @@ def zo_norm2_triton(
     plan = make_plan(tensors, CHUNK_SIZE)
     if plan.programs == 0:
         return out
+    signs = distribution == "rademacher"
     partials = torch.empty((1, plan.programs), dtype=torch.float32, device=device)
     launch(
         _zo_norm2_kernel, (plan.programs,), device,
         address_table(masks), plan.rows, plan.numels, coef.contiguous(), coef.numel(),
         *_stream(device, key, directions, first_direction, uids, firsts), partials,
-        HAS_MASK=bool(masks), SIGNS=distribution == "rademacher", ROUNDS=rounds, num_warps=16,
+        HAS_MASK=bool(masks), SIGNS=signs, ROUNDS=rounds, num_warps=16,
+        maxnreg=80 if firsts and not signs else 64,
     )  # fmt: skip
     sum_in_order(partials, out)
     return out

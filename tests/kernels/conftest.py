@@ -7,7 +7,7 @@ import functools
 import pytest
 
 
-@pytest.fixture(scope="module", params=[80, 90], ids=["sm_80", "sm_90"])
+@pytest.fixture(scope="module", params=[80, 90, 100], ids="sm_{}".format)
 def capability(request):
     return request.param
 

@@ -58,24 +58,29 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     # the key of an entry without a bit, so that there is a tie to write
     keys = ordered_keys(a[2].cpu(), "value", None, 0)
     tied = keys[(a[2] <= 0).reshape(-1).cpu()][:1].expand(4).contiguous().to(device)
+    changing = torch.tensor([0.2, 0.01, 0.1, 0.9], device=device)  # lam, decay, step, gain
     return {
         "grad_norm": [(a, [], [], 0.0, False), (a, masks, b, 0.5, True)],
         "masked_perturb_": [
             (a, b, norm, 0.5, [], [], [], False, 0.0, 1e-12),
             (a, b, norm, 0.5, masks, c, [], True, 0.1, 1e-3),
             (a, b, norm, 0.5, masks, packed, ranks, False, 0.0, 1e-12),
+            (a, b, norm, 0.0, [], [], [], False, 0.0, 1e-12, norm),
         ],
         "restore_": [(a, [], b, []), (a, masks, b, []), (a, masks, packed, ranks)],
         "restore_sgd_": [
             (a, b, [], [], c, [], 0.1, 0.0, 0.0, False, 0.0, False, False, None, None),
             (a, b, d, masks, c, [], 0.1, 0.9, 0.1, False, 0.1, True, True, None, gate),
             (a, b, d, masks, packed, ranks, 0.1, 0.9, 0.0, True, 0.1, False, False, gate, gate),
+            (a, b, [], [], c, [], 0.0, 0.0, 0.0, False, 0.0, False, False, None, None, gate),
         ],
         "restore_adamw_": [
             (a, b, d, e, [], c, [], scale, scale, 0.1, 0.9, 0.99, 1e-8, 0.0, True, False, None,
              None),
             (a, b, d, e, masks, packed, ranks, scale, scale, 0.1, 0.9, 0.99, 1e-8, 0.1, False,
              True, gate, gate),
+            (a, b, d, e, [], c, [], scale, scale, 0.0, 0.9, 0.99, 1e-8, 0.1, True, False, None,
+             None, gate),
         ],
         "mask_pack_": [(bools, masks)],
         "mask_unpack_": [(masks, bools)],
@@ -123,6 +128,8 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
              0.1, 1.0),
             (a, b, duals, first, masks, 0.1, 0.2, 2.0, 0.9, "sgd", True, 0.1, False, False, True,
              0.1, 3.0),
+            (a, b, duals, [], [], 0.0, 0.0, 1.0, 0.0, "sgd", False, 0.0, False, False, True, 0.0,
+             1.0, changing),
         ],
         "adabreg_step_": [
             (a, b, duals, first, second, [], [], 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.0, False,
@@ -131,6 +138,8 @@ def samples(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
              False, False, 0.1, 1.0, 3, None, None),
             (a, b, duals, first, second, counts, masks, 0.1, 0.2, 1.0, 0.9, 0.99, 1e-8, 0.1, True,
              True, True, 0.1, 2.0, 3, rows, rows),
+            (a, b, duals, first, second, [], [], 0.0, 0.0, 1.0, 0.9, 0.99, 1e-8, 0.0, False,
+             False, True, 0.0, 1.0, 1, None, None, changing),
         ],
         "prox_group_": [
             (a, duals, [], [5, 3, 7, 1], [1, 1, 1, 1], [5, 3, 7, 1], thresholds, 0.0, 1.0, False),

@@ -9,6 +9,7 @@ import torch
 from ranked_cases import KEY, bools, exactly, first_k, keys_of, values, with_specials
 
 import sparse_kernels as sk
+from sparse_kernels._check import words_for
 from sparse_kernels.testing import assert_bit_equal
 
 SHAPES = [(1, 1), (3, 8), (5, 7), (8, 5), (2, 33), (33, 2), (4, 3, 5, 5), (6, 2, 3), (300, 259),
@@ -111,6 +112,44 @@ def test_equals_the_reference(twin, dtype):
         cpu = [s.cpu() for s in scores]
         expected = sk.mask_nm(cpu, 2, 4, **options, backend="reference")
         assert_bit_equal(words, expected, "words")
+
+
+LARGE = [((70, 2111), m) for m in (2, 3, 4, 8, 16, 20, 32, 70)]
+LARGE += [((2111, 70), m) for m in (4, 5, 16, 32, 100)]  # rows shorter than a word, more or less
+LARGE += [((33, 4096), m) for m in (2, 4, 8, 16, 32)]  # groups that fill words
+LARGE += [((2, 70_000), 5000), ((70_000, 2), 5000)]  # so large that each is sorted by itself
+
+
+@pytest.mark.needs_backend("cpp")
+@pytest.mark.parametrize(("shape", "m"), LARGE)
+@pytest.mark.parametrize("axis", ["in", "out"])
+def test_groups_and_chunks_end_anywhere(axis, shape, m):
+    """Several chunks of 65,536 entries, on two threads, in memory that was not zero."""
+    if "cpp" not in sk.available_backends():
+        pytest.skip(str(sk.explain("mask_nm_")))
+    torch.set_num_threads(2)
+    rows, cols = shape
+    line = cols if axis == "in" else rows
+    for kind, dtype in (("value", torch.float32), ("abs", torch.float64), ("random", torch.half)):
+        scores, key = draw(shape, dtype, "cpu"), key_for(kind)
+        (keys,) = keys_of([scores], kind, key)
+        grid = keys.reshape(shape) if axis == "in" else keys.reshape(shape).t()
+        lowest = torch.iinfo(torch.int64).min  # what a short group lacks ranks behind the rest
+        size = min(m, line)
+        padded = torch.nn.functional.pad(grid, (0, -line % size), value=lowest)
+        groups = padded.reshape(grid.shape[0], -1, size)
+        order = groups.argsort(dim=2, descending=True, stable=True)
+        n = max(1, m // 3)
+        chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order[:, :, :n], True)
+        chosen = chosen.reshape(grid.shape[0], -1)[:, :line]
+        words = torch.full((words_for(rows * cols),), -1, dtype=torch.int32)
+        ops = torch.ops.sparse_kernels
+        signed = None if key is None else torch.tensor(key - 2**64)
+        ops.mask_nm_([scores], kind, signed, [0], [rows], [cols], n, m, axis == "in", [words])
+        (got,) = bools([words], [scores])
+        expected = chosen if axis == "in" else chosen.t()
+        assert torch.equal(got.reshape(shape), expected)
+        assert sk.count_ones([words])[0] == expected.sum()  # padding bits are 0
 
 
 def test_threads_do_not_matter(target):

@@ -39,7 +39,10 @@ def test_schema_names_exactly_what_is_mutated(namespace, op, sample):
     function = overload(namespace, op)
     function(*arguments)
     schema = function._schema.arguments
-    assert len(schema) == len(arguments)
+    assert len(schema) >= len(arguments)
+    # what a sample leaves out has a default, and is read at most
+    assert all(d.has_default_value() for d in schema[len(arguments) :])
+    schema = schema[: len(arguments)]
     changed = set()
     for declared, old, new in zip(schema, before, arguments, strict=True):
         pairs = list(zip(tensors_in((old,)), tensors_in((new,)), strict=True))

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for sm_80 and sm_90 without a GPU, and their machine code.
+"""The Triton kernels compiled for sm_80, sm_90 and sm_100 without a GPU, and their machine code.
 
 The launchers run on CPU tensors with ``launch`` replaced, so that what is compiled is exactly what
 they would launch: argument types, specialisation, block sizes and options included. The interpreter
@@ -70,20 +70,22 @@ GIVEN = (False, False, 0.1, 1.0)
 
 
 def run_linbreg(
-    d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7), rest=REST
-):
+    d, duals=True, buffers=False, active=(), nesterov=False, scalars=(0.1, 0.2, 0.7), rest=REST,
+    device=None,
+):  # fmt: skip
     f = torch.float32
     bregman_step.linbreg_step_triton(
         x(d), x(d), x(f) if duals else [], x(f) if buffers else [], list(active), *scalars,
-        0.9, "sgd", nesterov, 0.01, False, *rest,
+        0.9, "sgd", nesterov, 0.01, False, *rest, device,
     )  # fmt: skip
 
 
-def run_adabreg(d, counts=False, active=(), lr=0.1, step=3, rest=REST):
+def run_adabreg(d, counts=False, active=(), lr=0.1, step=3, rest=REST, device=None):
     n, table = [torch.zeros(64, dtype=torch.int32)], torch.ones(9)
     bregman_step.adabreg_step_triton(
         x(d), x(d), x(), x(), x(), n if counts else [], list(active), lr, 0.2, 0.7, 0.9, 0.999,
         1e-8, 0.01, False, *rest, step, table if counts else None, table if counts else None,
+        device,
     )  # fmt: skip
 
 
@@ -118,20 +120,19 @@ CASES = {
     "linbreg active": lambda: run_linbreg(F, buffers=True, active=words(), nesterov=True),
     "linbreg given": lambda: run_linbreg(F, rest=GIVEN),
     "linbreg given bf16": lambda: run_linbreg(B, buffers=True, rest=GIVEN),
+    "linbreg on device": lambda: run_linbreg(F, buffers=True, device=torch.ones(4)),
     "adabreg": lambda: run_adabreg(F),
+    "adabreg on device": lambda: run_adabreg(F, device=torch.ones(4)),
     "adabreg given": lambda: run_adabreg(F, rest=GIVEN),
     "adabreg given counts": lambda: run_adabreg(F, counts=True, rest=GIVEN),
     "adabreg bf16": lambda: run_adabreg(B),
     "adabreg active": lambda: run_adabreg(F, active=words()),
     "adabreg counts": lambda: run_adabreg(F, counts=True),
 }
-# more than 64 registers, where fewer would spill: an extra stream of counts and two gathered
-# tables; the places in a packed backup
+# more than 64 registers, where fewer would spill: an extra stream of counts, two gathered tables
 REGISTERS = {
     "adabreg counts": 96,
     "adabreg given counts": 96,
-    "perturb packed": 72,
-    "perturb packed bf16": 72,
 }
 # whole blocks of aligned float32 tensors go by 16-byte loads and stores
 VECTORISED = (

@@ -1,4 +1,4 @@
-"""The Triton kernels of supports and groups compiled for sm_80 and sm_90 without a GPU.
+"""The Triton kernels of supports and groups compiled without a GPU.
 
 As in test_triton_aot.py, whose docstring says how.
 """

@@ -1,4 +1,4 @@
-"""The Triton kernels of random directions compiled for sm_80 and sm_90 without a GPU.
+"""The Triton kernels of random directions compiled without a GPU.
 
 As in test_triton_aot.py, whose docstring says how.
 """
@@ -69,6 +69,9 @@ CASES = {
     "signs masked bf16": lambda: run_combine(B, "rademacher", full=True, masks=words()),
     "signs masked": lambda: run_combine(F, "rademacher", full=True, masks=words()),
     "signs sumsq": lambda: run_combine(F, "rademacher", full=True, sumsq=True),
+    "normal masked in place": lambda: run_combine(F, "normal", masks=words()),
+    "signs masked in place": lambda: run_combine(F, "rademacher", masks=words()),
+    "signs masked in place bf16": lambda: run_combine(B, "rademacher", masks=words()),
     "normal shard": lambda: run_combine(F, "normal", **SHARD),
     "normal shard bf16": lambda: run_combine(B, "normal", **SHARD),
     "normal shard masked": lambda: run_combine(F, "normal", full=True, masks=words(), **SHARD),
@@ -109,12 +112,17 @@ CASES = {
     "gram signs shard": lambda: run_gram("rademacher", **SHARD),
     "key": run_key,
 }
-# more than 64 registers, where fewer would spill: places in a packed tensor across 16 warps
-REGISTERS = {"signs from packed sumsq": 128, "shard from packed sumsq": 128, "packed sumsq": 128}
+# more than 64 registers, where fewer would spill: the lanes of a sum beside places in a packed
+# tensor or normals of two calls
+REGISTERS = dict.fromkeys(
+    ("signs from packed sumsq", "shard from packed sumsq", "packed sumsq", "normal shard sumsq",
+     "norm2 normal shard"), 80,
+)  # fmt: skip
 # whole blocks of aligned float32 tensors go by 16-byte loads and stores
 VECTORISED = (
     "normal", "normal sumsq", "signs", "signs full", "signs bf16", "signs sumsq", "normal shard",
     "normal shard sumsq", "signs shard", "signs shard sumsq", "normal wide bf16", "signs wide bf16",
+    "normal masked in place", "signs masked in place", "normal packed", "signs packed",
 )  # fmt: skip
 
 

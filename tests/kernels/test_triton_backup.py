@@ -46,14 +46,14 @@ def packed_for(params, masks, *, guard=0):
     return memory[guard : memory.numel() - guard], memory
 
 
-def round_trip(params, grads, masks, norm=2.0, adaptive=False):
+def round_trip(params, grads, masks, norm=2.0, adaptive=False, rho=0.5):
     ranks = sk.mask_ranks(masks, backend="reference")
 
     def run(backend):
         p = copies(params)
         backup, memory = packed_for(params, masks, guard=8)
         sk.masked_perturb_(
-            p, grads, torch.tensor(norm), 0.5, masks, backup, adaptive,
+            p, grads, torch.tensor(norm), rho, masks, backup, adaptive,
             ranks=ranks, eta=0.1, backend=backend,
         )  # fmt: skip
         moved = copies(p)
@@ -75,6 +75,15 @@ def test_packed_round_trip(param_dtype, density, adaptive):
     result = round_trip(params, grads, masks, adaptive=adaptive)
     pairs = zip(bits(result["moved"]), bits(params), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs) == (density == 0)
+
+
+def test_a_radius_on_the_device():
+    params, grads = make(EDGES, torch.float32, 1), make(EDGES, torch.float32, 2)
+    masks = make_masks(EDGES)
+    moved = [
+        round_trip(params, grads, masks, rho=rho)["moved"] for rho in (0.25, torch.tensor(0.25))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
 
 
 def test_packed_around_chunks():

@@ -39,6 +39,7 @@ LINBREG = {
     "momentum": {"momentum": 0.9},
     "nesterov": {"momentum": 0.8, "nesterov": True, "maximize": True, "weight_decay": 0.01},
     "ema": {"momentum": 0.7, "momentum_form": "ema", "weight_decay": 0.02},
+    "device": {"lr": torch.tensor(0.1), "lam": torch.tensor(0.6), "weight_decay": 0.02},
 }
 NO_DUAL = {"proximal": {}, "proximal nonnegative": {"nonnegative": True, "weight_decay": 0.02}}
 DUAL = {
@@ -69,8 +70,8 @@ def linbreg_case(sizes, param_dtype, with_dual, with_active, options):
         if "momentum" in options:
             b = copies(buffers)
         live = sk.linbreg_step_(
-            p, grads, d, 0.1, 0.6, 0.7, momentum_buffers=b, active=active,
-            backend=backend, **options,
+            p, grads, d, delta=0.7, momentum_buffers=b, active=active, backend=backend,
+            **{"lr": 0.1, "lam": 0.6, **options},
         )  # fmt: skip
         return {"live": live, "params": p, "duals": d or [], "buffers": b or []}
 
@@ -112,8 +113,8 @@ def adabreg_case(sizes, param_dtype, with_dual, with_active, with_counts, **opti
         p, d, a, u = (copies(x) for x in (params, duals, first, second))
         d, n = d if with_dual else None, copies(counts) if with_counts else None
         live = sk.adabreg_step_(
-            p, grads, d, a, u, 0.1, 0.6, 0.7, step=5, betas=(0.8, 0.95), eps=1e-3,
-            counts=n, active=active, backend=backend, **options,
+            p, grads, d, a, u, delta=0.7, betas=(0.8, 0.95), eps=1e-3, counts=n, active=active,
+            backend=backend, **{"lr": 0.1, "lam": 0.6, "step": 5, **options},
         )  # fmt: skip
         out = {"live": live, "params": p, "duals": d or [], "first": a, "second": u}
         return {**out, "counts": n or []}
@@ -137,6 +138,15 @@ def test_adabreg(param_dtype, with_counts, with_active, with_dual):
 def test_adabreg_entries_at_rest(param_dtype, with_dual, options, with_counts):
     sizes = [1, 0, 7, 1024, 2049]
     compare(adabreg_case(sizes, param_dtype, with_dual, with_counts, with_counts, **options))
+
+
+@pytest.mark.parametrize("with_counts", [False, True], ids=["step", "counts"])
+@pytest.mark.parametrize("nonnegative", [False, True], ids=["l1", "nonnegative"])
+def test_adabreg_scalars_on_the_device(nonnegative, with_counts):
+    """lam and lr only in tensors, and a step number that picks a row of a table."""
+    options = {"lr": torch.tensor(0.1), "lam": torch.tensor([0.6]), "step": torch.tensor(5)}
+    options |= {"weight_decay": 0.01, "nonnegative": nonnegative}
+    compare(adabreg_case([7, 1025], torch.float32, True, False, with_counts, **options))
 
 
 @each_list

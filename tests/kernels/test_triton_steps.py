@@ -48,10 +48,12 @@ SGD = {
     "first": {"lr": 0.1, "momentum": 0.9, "first": True, "weight_decay": 0.1},
     "momentum": {"lr": 0.1, "momentum": 0.9, "dampening": 0.3},
     "nesterov": {"lr": 0.7, "momentum": 0.8, "nesterov": True, "weight_decay": 1e-3},
+    "lr on the device": {"lr": torch.tensor(0.3), "momentum": 0.9, "weight_decay": 0.1},
 }
 ADAMW = {
     "adamw": {"lr": 0.1, "weight_decay": 0.01},
     "plain": {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3},
+    "lr on the device": {"lr": torch.tensor(0.3), "weight_decay": 0.1},
     "adam": {"lr": 0.3, "weight_decay": 0.1, "decoupled": False, "maximize": True},
 }
 

@@ -80,6 +80,15 @@ def test_rademacher_equals_the_reference_bit_by_bit(twin, dtype, case, variant):
     assert_bit_equal(got, want, "sumsq")
 
 
+@pytest.mark.parametrize("q", [1, 2, 4, 5, 8, 15])
+def test_any_number_of_signs_is_added_in_order(twin, dtype, q):
+    """Kernels add several directions between a load and a store of the sums."""
+    coef = [0.1 * (k + 1) * (-1) ** k for k in range(q)]  # inexact: every rounding shows
+    run = run_with("rademacher", {}, coef=coef)
+    ours, theirs, _, _ = run_both(twin, build("chunk-edges", dtype, ()), run)
+    assert_same_lists(ours, theirs)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("case", [*SMALL_CASES, "chunk-edges", "channels-last"])
 def test_normal_follows_the_reference(twin, dtype, case, variant):

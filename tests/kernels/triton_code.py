@@ -57,7 +57,7 @@ def specialised(call, capability, **options):
         backend, meta, bound, special, extra
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    return source, parsed.__dict__, (str(special), str(extra))
+    return source, parsed.__dict__, (kernel.fn.__name__, str(special), str(extra))
 
 
 def compile_call(call, capability, **options):
@@ -66,12 +66,12 @@ def compile_call(call, capability, **options):
 
 
 class Code:
-    """A compiled kernel: PTX, counts of machine instructions, registers and stack bytes."""
+    """A compiled kernel: its code at three stages, instruction counts, registers, stack bytes."""
 
     def __init__(self, compiled, path):
-        self.ptx = compiled.asm["ptx"]
+        self.ptx, self.ttgir = compiled.asm["ptx"], compiled.asm["ttgir"]
         path.write_bytes(compiled.asm["cubin"])
-        usage, sass = (
+        usage, self.sass = (
             subprocess.run(
                 [CUOBJDUMP, flag, path], capture_output=True, text=True, check=True
             ).stdout
@@ -80,7 +80,7 @@ class Code:
         self.registers = int(re.search(r"REG:(\d+)", usage)[1])
         self.stack = int(re.search(r"STACK:(\d+)", usage)[1])
         instruction = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)"
-        self.counts = collections.Counter(re.findall(instruction, sass, re.MULTILINE))
+        self.counts = collections.Counter(re.findall(instruction, self.sass, re.MULTILINE))
 
     def count(self, prefix):
         return sum(n for name, n in self.counts.items() if name.startswith(prefix))

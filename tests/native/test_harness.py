@@ -56,7 +56,9 @@ def test_masked_perturb(core, name, shift, kind, kept):
             core, lists.sizes, [params, grads], masks=masks, backup=backup if saved else [],
             ranks=ranks if saved else [],
         )  # fmt: skip
-        report = core.masked_perturb(run, kind, adaptive, value.data_ptr(), 0.05, 0.01, 1e-3)
+        radius = torch.tensor(0.05)  # on the device, or the host's own
+        host = (9.0, 0.01, 1e-3, radius.data_ptr()) if shift else (0.05, 0.01, 1e-3, 0)
+        report = core.masked_perturb(run, kind, adaptive, value.data_ptr(), *host)
         assert_same(params, wanted, "params")
         assert_same(backup, wanted_backup, "backup")
         assert report.blocks == chunks_of(lists.sizes)
@@ -100,6 +102,7 @@ def test_restore_sgd(core, name, shift, kind, kept):
     lists = Lists(SIZES[name], shift)
     masks, backup, ranks = backup_of(lists, kept, kind)
     lr, momentum, dampening, decay = 0.1, 0.9, 0.3, 0.02
+    rate = torch.tensor(lr)  # on the device, or the host's own
     for with_buffers, nesterov, first, (skip, scale) in itertools.chain(
         itertools.product((False,), (False,), (False,), GATES),
         itertools.product((True,), (False, True), (False, True), GATES[:1]),
@@ -117,8 +120,9 @@ def test_restore_sgd(core, name, shift, kind, kept):
         streams = [params, grads, *([buffers] if with_buffers else [])]
         run = run_of(core, lists.sizes, streams, masks=masks, backup=backup, ranks=ranks)
         report = core.restore_sgd(
-            run, kind, with_buffers, *addresses, nesterov, [lr, momentum, 1.0 - dampening, decay],
-            nesterov, first,
+            run, kind, with_buffers, *addresses, nesterov,
+            [9.0 if shift else lr, momentum, 1.0 - dampening, decay], nesterov, first,
+            rate.data_ptr() if shift else 0,
         )  # fmt: skip
         assert_same(params, wanted, "params")
         assert_same(buffers, wanted_buffers, "momentum_buffers")
@@ -148,12 +152,15 @@ def test_restore_adamw(core, name, shift, kind, kept):
             )  # fmt: skip
         scalars = [1.0 - beta1, beta2, 1.0 - beta2, eps]
         scalars += [0.0, 1.0 - lr * decay] if decoupled else [decay, 1.0]
+        shrink = torch.tensor(scalars[-1])  # on the device, or the host's own
+        scalars[-1] = 9.0 if shift else scalars[-1]
         core.restore_adamw(
             run_of(
                 core, lists.sizes, [params, grads, first, second], masks=masks, backup=backup,
                 ranks=ranks,
             ),
             kind, *addresses, True, step_sizes.data_ptr(), roots.data_ptr(), scalars,
+            shrink.data_ptr() if shift else 0,
         )  # fmt: skip
         for ours, expected, what in zip(
             state, wanted, ("params", "exp_avgs", "exp_avg_sqs"), strict=True
@@ -173,7 +180,7 @@ def test_a_packed_backup_that_is_too_small_leaves_chunks_alone(core, kind):
     before = clones(params)
     norm = torch.tensor(1.0)
     run = run_of(core, lists.sizes, [params, grads], masks=masks, backup=packed, ranks=ranks)
-    core.masked_perturb(run, kind, False, norm.data_ptr(), 0.5, 0.0, 0.0)
+    core.masked_perturb(run, kind, False, norm.data_ptr(), 0.5, 0.0, 0.0, 0)
     assert_same(params[1:], before[1:], "params")
     assert not torch.equal(params[0], before[0])
     ranks[0] -= 1
@@ -238,5 +245,5 @@ def test_nan_inf_and_signed_zero_pass_through(core, kind):
     wanted = clones(params)
     reference.masked_perturb_ref(wanted, grads, norm, 0.05, [], [], [], True, 0.0, 0.0)
     run = run_of(core, lists.sizes, [params, grads])
-    core.masked_perturb(run, kind, True, norm.data_ptr(), 0.05, 0.0, 0.0)
+    core.masked_perturb(run, kind, True, norm.data_ptr(), 0.05, 0.0, 0.0, 0)
     assert_same(params, wanted, "params")

@@ -65,9 +65,14 @@ def test_linbreg_step(core, name, shift, kind, masked):
         streams = [params, grads, *([duals] if dual else []), *([buffers] if momentum else [])]
         live = torch.zeros(len(lists.sizes), dtype=torch.int64)
         run = run_of(core, lists.sizes, streams, masks=masks)
+        host, device = [-1.0, beta, gain, step], None
+        if name != "tiny" and shift:  # the same numbers on the device, others on the host
+            device = torch.tensor([lam, readout[3], step, gain])
+            readout = readout_scalars(0.0, delta, 7.0, *resting)
+            host = [-1.0, beta, 8.0, 9.0]
         core.linbreg_step(
-            run, kind, dual, read, momentum, readout, [-1.0, beta, gain, step], momentum,
-            live.data_ptr(),
+            run, kind, dual, read, momentum, readout, host, momentum, live.data_ptr(),
+            0 if device is None else device.data_ptr(),
         )  # fmt: skip
         for ours, expected, what in zip(
             (params, duals, buffers), wanted, ("params", "duals", "buffers"), strict=True
@@ -110,10 +115,15 @@ def test_adabreg_step(core, name, shift, kind, masked):
         streams = [params, grads, *([duals] if dual else []), averages, squares]
         streams += [counts] if counted else []
         live = torch.zeros(len(lists.sizes), dtype=torch.int64)
+        readout, device = readout_scalars(lam, delta, lr * decay * scale, *resting), None
+        if name != "tiny" and shift:  # the same numbers on the device, others on the host
+            device = torch.tensor([lam, readout[3], *scalars[5:]])
+            readout = readout_scalars(0.0, delta, 7.0, *resting)
+            scalars[5:] = 8.0, 9.0
         core.adabreg_step(
-            run_of(core, lists.sizes, streams, masks=masks), kind, dual, read, counted,
-            readout_scalars(lam, delta, lr * decay * scale, *resting), scalars,
-            step_sizes.data_ptr(), bias2_sqrts.data_ptr(), rows.numel(), live.data_ptr(),
+            run_of(core, lists.sizes, streams, masks=masks), kind, dual, read, counted, readout,
+            scalars, step_sizes.data_ptr(), bias2_sqrts.data_ptr(), rows.numel(), live.data_ptr(),
+            0 if device is None else device.data_ptr(),
         )  # fmt: skip
         for ours, expected, what in zip(
             state, wanted, ("params", "duals", "averages", "squares", "counts"), strict=True

@@ -112,7 +112,7 @@ def traffic(report) -> list[tuple[int, int]]:
 def test_addresses_past_2_to_the_32(core, shift, masked):
     n, norm = 4 * ELEMENTS, torch.tensor(1.0)
     run = virtual(core, 2, masked=masked, saved=True, shift=shift)
-    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0, 0)
     streams = traffic(report)
     assert report.blocks == len(CHUNKS)
     assert streams[:2] == [(n, n), (n, 0)]
@@ -124,14 +124,14 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
     assert traffic(report)[-1] == (n, 0)
 
     run = virtual(core, 3, masked=masked, saved=True, shift=shift)
-    report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False)
+    report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False, 0)
     assert traffic(report)[:3] == [(0, n), (n, 0), (n, n)]
     assert traffic(report)[-1] == (n, 0)
 
     run = virtual(core, 4, masked=masked, saved=True, shift=shift)
     ones = torch.ones(1)
     report = core.restore_adamw(
-        run, "float32", 0, 0, False, ones.data_ptr(), ones.data_ptr(), [0.0] * 6
+        run, "float32", 0, 0, False, ones.data_ptr(), ones.data_ptr(), [0.0] * 6, 0
     )
     assert traffic(report)[:4] == [(0, n), (n, 0), (n, n), (n, n)]
     assert traffic(report)[-1] == (n, 0)
@@ -142,19 +142,19 @@ def test_addresses_past_2_to_the_32(core, shift, masked):
     live, bregman = torch.zeros(1, dtype=torch.int64), ([0.0] * 6, [0.0] * 4)
     report = core.linbreg_step(
         virtual(core, 4, masked=masked, shift=shift), "float32", True, True, True, *bregman,
-        True, live.data_ptr(),
+        True, live.data_ptr(), 0,
     )  # fmt: skip
     assert traffic(report)[:4] == [(0, n), (n, 0), (n, n), (n, n)]
     report = core.linbreg_step(
         virtual(core, 3, masked=masked, shift=shift), "float32", True, False, False, *bregman,
-        False, live.data_ptr(),
+        False, live.data_ptr(), 0,
     )  # fmt: skip
     assert traffic(report)[:3] == [(n, 0), (n, 0), (n, n)]
 
     table = torch.ones(2)
     report = core.adabreg_step(
         virtual(core, 6, masked=masked, shift=shift), "float32", True, True, True, [0.0] * 6,
-        [0.0] * 7, table.data_ptr(), table.data_ptr(), 1, live.data_ptr(),
+        [0.0] * 7, table.data_ptr(), table.data_ptr(), 1, live.data_ptr(), 0,
     )  # fmt: skip
     assert traffic(report)[:6] == [(0, n), (n, 0), *[(n, n)] * 4]
 
@@ -182,13 +182,13 @@ def test_packed_addresses_past_2_to_the_32(core, shift):
     packed = {"ranks": ranks.data_ptr(), "capacity": HUGE + before}
     options = {"masked": True, "saved": True, "shift": shift, **packed}
     run = virtual(core, 2, **options)
-    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0, 0)
     streams = traffic(report)
     assert report.blocks == len(CHUNKS)
     assert streams[:2] == [(n, n), (n, 0)]
     assert streams[-1] == (0, n)
     run = virtual(core, 3, **options)
-    report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False)
+    report = core.restore_sgd(run, "float32", True, 0, 0, False, [0.0] * 4, False, False, 0)
     assert traffic(report)[:3] == [(0, n), (n, 0), (n, n)]
     assert traffic(report)[-1] == (n, 0)
     for distribution in DISTRIBUTIONS:
@@ -221,7 +221,7 @@ def test_a_long_list_takes_several_launches(core):
     params, grads = lists.normal(torch.float32), lists.normal(torch.float32)
     norm = torch.tensor(1.0)
     run = run_of(core, lists.sizes, [params, grads])
-    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0, 0)
     assert report.launches == 2
     backed = run_of(core, lists.sizes, [params], backup=grads)
     assert core.restore(backed, 4).launches == 2
@@ -236,7 +236,7 @@ def test_whole_groups_are_moved_once(core):
     mask[: n // 64] = -1
     norm = torch.tensor(1.0)
     run = run_of(core, [n], [[params], [grads]], masks=[mask])
-    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0)
+    report = core.masked_perturb(run, "float32", False, norm.data_ptr(), 0.1, 0.0, 0.0, 0)
     moved = {r.begin: (r.loaded, r.stored) for r in report.ranges}
     assert moved[params.data_ptr()] == (2 * n, 2 * n)
     assert moved[grads.data_ptr()] == (2 * n, 0)

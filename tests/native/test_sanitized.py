@@ -1,15 +1,19 @@
-"""The host harness under AddressSanitizer and UBSan: a program of its own, without Python."""
+"""The host harness and the CPU ops under AddressSanitizer and UBSan: programs without Python."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from walks import check_walks
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "build"))
+import compile_cpu  # noqa: E402
+
 FLAGS = [
     "-std=c++20",
     "-O1",
@@ -38,3 +42,28 @@ def test_programs_under_sanitizers(tmp_path):
     run = subprocess.run([str(program)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     check_walks(run.stdout)
+
+
+@pytest.mark.slow
+def test_cpu_ops_under_sanitizers(tmp_path):
+    """Every op, dtype and variant of tests/build/hot_*.cpp: odd sizes, misaligned storages."""
+    try:
+        program = compile_cpu.Program(tmp_path, FLAGS, ["-fsanitize=address,undefined"])
+        paths = [program.at_level(1)]
+    except compile_cpu.Unavailable as reason:
+        pytest.skip(str(reason))
+    except RuntimeError as error:
+        if "cannot find -lasan" in str(error) or "cannot find -lubsan" in str(error):
+            pytest.skip("g++ has no sanitizer runtimes (libasan, libubsan)")
+        raise
+    missing = []
+    for level in (3, 4):  # intrinsics of their own
+        try:
+            paths.append(program.at_level(level))
+        except compile_cpu.Unavailable as reason:
+            missing.append(str(reason))
+    bits = [compile_cpu.run([path, "bits"]) for path in paths]
+    assert len(bits[0].splitlines()) > 200
+    assert all(other == bits[0] for other in bits)
+    if missing:
+        pytest.skip("; ".join(missing))

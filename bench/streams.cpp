@@ -1,0 +1,139 @@
+// The roof of a kernel: one that moves the same streams and computes nothing. Loaded by _roofs.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../csrc/core/macros.h"
+#include "../csrc/core/simd_store.h"
+#include "../csrc/torch/check.h"
+
+namespace sk::bench {
+
+constexpr int64_t kLine = kStreamAlign;    // bytes
+constexpr int64_t kWords = kLine / 8;      // of 64 bits in a line
+constexpr int64_t kBlock = 4;              // lines of every array before the next block's
+constexpr int64_t kTurn = 128;             // lines of the longest arrays before shorter ones' turn
+constexpr int kMost = 3;                   // arrays of one length that are read, or updated
+constexpr uint64_t kAdded = 1;             // to every word that is updated
+constexpr uint64_t kWritten = 0x01010101;  // into every word that is only written
+
+// Arrays of one length: they move line by line together, as in a kernel.
+struct Group {
+  int64_t lines = 0;
+  std::vector<uint64_t*> read, update, write;
+  // lines before a turn: groups of all lengths advance side by side
+  int64_t before(int64_t turn, int64_t turns) const {
+    return turn == turns ? lines : int64_t(double(lines) / double(turns) * double(turn));
+  }
+};
+
+// Blocks of n lines within [begin, end); returns where it stopped. The sum keeps the reads alive.
+template <int kRead, int kUpdate, int n>
+SK_HD int64_t move_blocks(const Group& group, int64_t begin, int64_t end, StreamCopy past,
+                          uint64_t& sum) {
+  alignas(kStreamAlign) uint64_t source[n * kWords];
+  std::fill(source, source + n * kWords, kWritten);
+  const uint64_t* r[kRead + 1];
+  uint64_t* u[kUpdate + 1];
+  std::copy(group.read.begin(), group.read.end(), r);
+  std::copy(group.update.begin(), group.update.end(), u);
+  uint64_t total = 0;
+  for (; begin + n <= end; begin += n) {
+    const int64_t first = begin * kWords;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = first; i < first + n * kWords; ++i) {
+      if constexpr (kRead > 0) total += r[0][i];
+      if constexpr (kRead > 1) total += r[1][i];
+      if constexpr (kRead > 2) total += r[2][i];
+      if constexpr (kUpdate > 0) u[0][i] += kAdded;
+      if constexpr (kUpdate > 1) u[1][i] += kAdded;
+      if constexpr (kUpdate > 2) u[2][i] += kAdded;
+    }
+    for (uint64_t* w : group.write) {
+      if (past) {
+        past(w + first, source, n * kLine);
+      } else {
+        std::copy(source, source + n * kWords, w + first);
+      }
+    }
+  }
+  sum += total;
+  return begin;
+}
+
+template <int kRead, int kUpdate>
+SK_CLONES void move_lines(const Group& group, int64_t begin, int64_t end, StreamCopy past,
+                          uint64_t& sum) {
+  begin = move_blocks<kRead, kUpdate, kBlock>(group, begin, end, past, sum);
+  move_blocks<kRead, kUpdate, 1>(group, begin, end, past, sum);
+}
+
+using Mover = void (*)(const Group&, int64_t, int64_t, StreamCopy, uint64_t&);
+
+Mover mover_of(const Group& group) {
+#define SK_ROW(r)                                                          \
+  {                                                                        \
+    move_lines<r, 0>, move_lines<r, 1>, move_lines<r, 2>, move_lines<r, 3> \
+  }
+  static const Mover movers[kMost + 1][kMost + 1] = {SK_ROW(0), SK_ROW(1), SK_ROW(2), SK_ROW(3)};
+#undef SK_ROW
+  return movers[group.read.size()][group.update.size()];
+}
+
+void add_streams(std::vector<Group>& groups, const TensorList& tensors,
+                 std::vector<uint64_t*> Group::* list) {
+  for (const auto& t : tensors) {
+    const int64_t lines = t.numel() * int64_t(t.element_size()) / kLine;
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % kLine == 0, "streams: alignment");
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [=](const Group& g) { return g.lines == lines; });
+    if (group == groups.end()) {
+      group = groups.insert(groups.end(), Group{});
+      group->lines = lines;
+    }
+    ((*group).*list).push_back(static_cast<uint64_t*>(t.data_ptr()));
+    STD_TORCH_CHECK(group->read.size() <= kMost && group->update.size() <= kMost,
+                    "streams: too many arrays of one length");
+  }
+}
+
+// Reads, updates and writes whole lines of the tensors, past the caches where asked to. Returns
+// the bytes moved: an update counts twice.
+int64_t move_streams(TensorList read, TensorList update, TensorList write, bool past) {
+  static const StreamCopy stream_copy = pick_stream_copy();
+  static volatile uint64_t kept;
+  std::vector<Group> groups;
+  add_streams(groups, read, &Group::read);
+  add_streams(groups, update, &Group::update);
+  add_streams(groups, write, &Group::write);
+  int64_t longest = 0, moved = 0;
+  for (const Group& g : groups) {
+    longest = std::max(longest, g.lines);
+    moved += g.lines * int64_t(g.read.size() + 2 * g.update.size() + g.write.size());
+  }
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), longest);
+  // arrays of one length need no turns but a thread's own
+  const int64_t turns = groups.size() > 1 ? std::max(longest / kTurn, threads) : threads;
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    uint64_t sum = 0;
+    for (int64_t turn = turns * first / threads; turn < turns * last / threads; ++turn) {
+      for (const Group& g : groups)
+        mover_of(g)(g, g.before(turn, turns), g.before(turn + 1, turns),
+                    past ? stream_copy : nullptr, sum);
+    }
+    if (past) stream_fence();
+    kept = sum;
+  });
+  return moved * kLine;
+}
+
+STABLE_TORCH_LIBRARY(sparse_kernels_bench, m) {
+  m.def("move_streams(Tensor[] read, Tensor(a!)[] update, Tensor(b!)[] write, bool past) -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels_bench, CompositeExplicitAutograd, m) {
+  m.impl("move_streams", TORCH_BOX(&move_streams));
+}
+
+}  // namespace sk::bench
