@@ -43,7 +43,7 @@ test-cpu: $(STAMPS)/installed
 test-triton: $(STAMPS)/installed
 	TRITON_INTERPRET=1 $(PYTEST) -m "not slow and not large" $(INTERPRETED)
 
-# what needs nvcc, or more than a minute: CUDA for sm_80 and sm_90, the compiled wheel, the CPU
+# what needs nvcc, or more than a minute: CUDA for three architectures, the compiled wheel, the CPU
 # kernels' machine code and instruction counts, sanitizers, long tests
 compile-checks: $(STAMPS)/installed
 	$(PYTEST) --dist loadfile -m "slow and not large"  # fixtures of a file compile things once

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import compile_cuda
+import cuda_budget
 import pytest
 from compile_cuda import Kernel
+from cuda_budget import Budget, compare
 
 from sparse_kernels._schemas import SCHEMAS
 
 MAX_REGISTERS = 64
 #: functors without fma, division or square root; the last two are inlined with FFMA inside
 CONTRACTION_FREE = (
-    "Restore<", "SquaredNorm", "LinBregStep", "MaskPack", "MaskUnpack", "MaskCount", "MaskApply",
+    "Restore<", "SquaredNorm", "LinBregStep", "MaskPack", "MaskUnpack", "MaskApply",
     "MaskNm", "ScoreKeys", "RandomKeys", "LiveMask", "MoveEntries",
 )  # fmt: skip
 #: kernels that read, write, or read and write whole 16-byte groups
 VECTOR_READS = (
     "SquaredNorm<float", "WeightedSquaredNorm<float", "ScoreKeys<float", "ScoreKeys<bf16",
-    "ScoreKeys<f16", "MaskCount", "LiveMask<float",
+    "ScoreKeys<f16", "LiveMask<float",
 )  # fmt: skip
 VECTOR_WRITES = ("MaskApply<unsigned short", "MaskApply<unsigned int", "MaskApply<unsigned long")
 VECTOR_BOTH = (
@@ -62,6 +64,7 @@ def test_every_op_is_registered_under_the_cuda_key():
 class Compiled:
     kernels: list[Kernel]
     ptx: dict[str, str]
+    budget: Budget
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +75,11 @@ def compiled(tmp_path_factory) -> Compiled:
     if cuobjdump is None:
         pytest.skip("cuobjdump is neither on PATH nor in a triton wheel")
     folder: Path = tmp_path_factory.mktemp("cuda")
-    out = Compiled([], {})
+    out = Compiled([], {}, Budget(compile_cuda.version_of(nvcc), {}))
     for stem, path in compile_cuda.compile_all(nvcc, compile_cuda.SOURCES, folder).items():
         out.kernels += compile_cuda.kernels_of(cuobjdump, stem, path)
         out.ptx |= compile_cuda.ptx_entries(cuobjdump, path)
+    out.budget.kernels = compile_cuda.costs_of(out.kernels, folder)
     return out
 
 
@@ -111,6 +115,17 @@ def test_no_spills_and_few_registers(compiled, capsys):
 
 
 @pytest.mark.slow
+def test_kernels_stay_within_their_budget(compiled, capsys):
+    """Every kernel against tests/build/cuda_budget.json: what costs more fails, less is said."""
+    over, below = compare(Budget.read(), compiled.budget)
+    with capsys.disabled():
+        if below:
+            print(f"\nbelow the budget, which can be tightened ({cuda_budget.WRITE}):")
+            print("\n".join(below))
+    assert not over, "\n".join(over)
+
+
+@pytest.mark.slow
 def test_vector_path_uses_16_byte_accesses(compiled):
     dense = [k for k in compiled.kernels if not is_a(k, *SCATTERED)]
     for op in (*VECTOR_READS, *VECTOR_WRITES, *VECTOR_BOTH):
@@ -124,9 +139,18 @@ def test_vector_path_uses_16_byte_accesses(compiled):
 @pytest.mark.slow
 def test_machine_code_has_no_fused_multiply_add(compiled):
     free = [k for k in compiled.kernels if is_a(k, *CONTRACTION_FREE)]
-    stems = {"restore", "norm", "bregman_step", "mask_pack", "mask_count", "mask_apply"}
+    stems = {"restore", "norm", "bregman_step", "mask_pack", "mask_apply"}
     assert {k.stem for k in free} == stems | {"mask_topk", "mask_nm", "compaction"}
     fail_with([k for k in free if k.count("FFMA")], "FFMA in a kernel without fma")
+
+
+@pytest.mark.slow
+def test_atomics_add_integers(compiled):
+    """A sum of floats has an order, which atomics do not keep."""
+    atomics = {c.opcode for k in compiled.kernels for c in k.code if c.is_a("ATOM", "ATOMG", "RED",
+               "REDG", "ATOMS", "REDUX", "CREDUX")}  # fmt: skip
+    assert any("64" in a for a in atomics), "counts are 64-bit integers"
+    assert not [a for a in atomics if re.search(r"\.B?F(16|32|64)|\.F\d", a)]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from walks import check_walks
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "build"))
@@ -40,6 +41,7 @@ def test_programs_under_sanitizers(tmp_path):
     assert built.returncode == 0, built.stderr
     run = subprocess.run([str(program)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+    check_walks(run.stdout)
 
 
 @pytest.mark.slow
