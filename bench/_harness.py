@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import statistics
 import subprocess
@@ -94,19 +95,27 @@ def interleave(
 ) -> dict[str, Samples]:
     """Run every variant once per round, in turn, after one untimed call of each.
 
-    ``flush`` is called before every timed call, outside its time.
+    ``flush`` is called before every timed call, outside its time. Python's garbage collector waits
+    for the end of a round, as it does under ``timeit``: whose call it falls into is chance.
     """
     for run in variants.values():
         run()
     synchronize(device)
     samples = {name: Samples() for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            if flush is not None:
-                flush()
-            seconds, host = time_once(run, device)
-            samples[name].device.append(seconds)
-            samples[name].host.append(host)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            gc.collect()
+            for name, run in variants.items():
+                if flush is not None:
+                    flush()
+                seconds, host = time_once(run, device)
+                samples[name].device.append(seconds)
+                samples[name].host.append(host)
+    finally:
+        if collects:
+            gc.enable()
     return samples
 
 

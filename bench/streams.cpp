@@ -39,27 +39,29 @@ SK_HD int64_t move_blocks(const Group& group, int64_t begin, int64_t end, Stream
   uint64_t* u[kUpdate + 1];
   std::copy(group.read.begin(), group.read.end(), r);
   std::copy(group.update.begin(), group.update.end(), u);
-  uint64_t total = 0;
+  uint64_t* const* w = group.write.data();
+  const size_t writes = group.write.size();
+  alignas(kStreamAlign) uint64_t total[n * kWords] = {};
   for (; begin + n <= end; begin += n) {
     const int64_t first = begin * kWords;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = first; i < first + n * kWords; ++i) {
-      if constexpr (kRead > 0) total += r[0][i];
-      if constexpr (kRead > 1) total += r[1][i];
-      if constexpr (kRead > 2) total += r[2][i];
-      if constexpr (kUpdate > 0) u[0][i] += kAdded;
-      if constexpr (kUpdate > 1) u[1][i] += kAdded;
-      if constexpr (kUpdate > 2) u[2][i] += kAdded;
+#pragma omp simd
+    for (int i = 0; i < n * kWords; ++i) {
+      if constexpr (kRead > 0) total[i] += r[0][first + i];
+      if constexpr (kRead > 1) total[i] += r[1][first + i];
+      if constexpr (kRead > 2) total[i] += r[2][first + i];
+      if constexpr (kUpdate > 0) u[0][first + i] += kAdded;
+      if constexpr (kUpdate > 1) u[1][first + i] += kAdded;
+      if constexpr (kUpdate > 2) u[2][first + i] += kAdded;
     }
-    for (uint64_t* w : group.write) {
+    for (size_t k = 0; k < writes; ++k) {
       if (past) {
-        past(w + first, source, n * kLine);
+        past(w[k] + first, source, n * kLine);
       } else {
-        std::copy(source, source + n * kWords, w + first);
+        std::copy(source, source + n * kWords, w[k] + first);
       }
     }
   }
-  sum += total;
+  for (uint64_t t : total) sum += t;
   return begin;
 }
 

@@ -103,8 +103,8 @@ def checked_by_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
         _trust.kernel = True
         try:
             return function(*args, **kwargs)
-        except _Refused:
-            pass
+        except (_Refused, ValueError):
+            pass  # another argument may be wrong only because of the lists: they come first
         finally:
             _trust.kernel = False
         return function(*args, **kwargs)

@@ -57,9 +57,10 @@ struct RawOf<8> {
 template <class T>
 SK_HD void choose_raw(const T* now, const T* old, const uint32_t* keep, int n, T* out) {
   using Raw = typename RawOf<sizeof(T)>::type;
-  const auto* a = reinterpret_cast<const Raw*>(now);
-  const auto* b = reinterpret_cast<const Raw*>(old);
-  auto* raw = reinterpret_cast<Raw*>(out);
+  // not auto: deduction would drop may_alias
+  const Raw* a = reinterpret_cast<const Raw*>(now);
+  const Raw* b = reinterpret_cast<const Raw*>(old);
+  Raw* raw = reinterpret_cast<Raw*>(out);
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     // both are loaded: a choice of loads becomes masked loads, three times as slow from memory

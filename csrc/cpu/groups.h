@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -135,10 +137,10 @@ SK_HD void factors_of(const ProxGroup<O>& op, O threshold, int64_t count, O* nor
   for (int64_t g = 0; alive && g < count; ++g) alive[g] = norms[g] != O(0);
 }
 
-// factors[g] to `width` places each. What is written too far is overwritten by the next one.
-template <class O>
+// factors[g] to `width` places each, kWide at a time. What is written too far is overwritten by the
+// next one.
+template <int64_t kWide, class O>
 SK_HD void spread(const O* factors, int64_t count, int64_t width, O* out) {
-  constexpr int64_t kWide = Lines<O>::kWide;
   for (int64_t g = 0; g < count; ++g, out += width) {
     const O factor = factors[g];
     for (int64_t i = 0; i < width; i += kWide) {
@@ -153,20 +155,30 @@ SK_HD void spread(const O* factors, int64_t count, int64_t width, O* out) {
 template <bool kShared, class O>
 SK_HD void read_out(ProxGroup<O> op, const O* duals, const O* factors, int n, O* out,
                     Found& found) {
-  const O shared = factors[0];
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    out[i] = kShared ? op.theta(duals[i], shared) : op.readout(duals[i], factors[i]);
-  }
-  for (int i = n; i % kShort != 0; ++i) out[i] = O(0);
   using V = Vector<O, kShort>;
+  const O shared = factors[0];
+  using B = Vector<Bits<O>, kShort>;
+  constexpr Bits<O> kMagnitude = std::numeric_limits<Bits<O>>::max();  // all but the sign
   V entries{};
-  decltype(entries != entries) live{};
+  B live{};
   for (int i = 0; i < n; i += kShort) {
-    V theta;
-    std::memcpy(&theta, out + i, sizeof(theta));
-    live -= theta != O(0);  // true is -1
-    entries += theta < O(0) ? -theta : theta;
+    O* theta = out + i;
+    if (n - i >= kShort) {
+#pragma omp simd
+      for (int j = 0; j < kShort; ++j) {
+        theta[j] = kShared ? op.theta(duals[i + j], shared)
+                           : op.readout(duals[i + j], factors[kShared ? 0 : i + j]);
+      }
+    } else {
+      for (int j = 0; j < kShort; ++j) {
+        theta[j] = i + j < n ? op.readout(duals[i + j], factors[kShared ? 0 : i + j]) : O(0);
+      }
+    }
+    V moved;
+    std::memcpy(&moved, theta, sizeof(moved));
+    const B magnitude = B(moved) & kMagnitude;
+    live -= magnitude != 0;  // true is -1
+    entries += V(magnitude);
   }
   int64_t count = 0;
   for (int i = 0; i < kShort; ++i) count += live[i];
@@ -268,21 +280,28 @@ SK_CLONES void small_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int
   const int64_t cols = x.tiling.cols, n = tile.entries(), across = count * tile.width;
   const int64_t first = tile.row * cols + tile.col;
   const O *duals = x.duals + first, *next = duals + across;
-  O* squares = scratch.squares.sized(count * n + kShort);
+  O* factors = scratch.norms.sized(count);
   if (count == 1 || tile.height == 1) {
+    O* squares = scratch.squares.sized(count * n + kShort);
     for (int64_t r = 0; r < tile.height; ++r) {
       squares_of(op, duals + r * cols, across, next + r * cols, squares + r * across);
     }
+    join_groups(squares, count, n, scratch.partners, factors);
   } else {
     const int64_t pitch = across + Lines<O>::kWide;
     O* rows = scratch.rows.sized(tile.height * pitch);
     for (int64_t r = 0; r < tile.height; ++r) {
       squares_of(op, duals + r * cols, across, next + r * cols, rows + r * pitch);
     }
-    by_tile(rows, pitch, count, tile.height, tile.width, squares);
+    if (std::has_single_bit(uint64_t(tile.width))) {
+      join_rows(rows, pitch, across, tile.height);
+      join_groups(rows, count, tile.width, scratch.partners, factors);
+    } else {
+      O* squares = scratch.squares.sized(count * n + kShort);
+      by_tile(rows, pitch, count, tile.height, tile.width, squares);
+      join_groups(squares, count, n, scratch.partners, factors);
+    }
   }
-  O* factors = scratch.norms.sized(count);
-  join_groups(squares, count, n, scratch.partners, factors);
 #pragma omp simd
   for (int64_t g = 0; g < count; ++g) factors[g] = sk::sqrt(factors[g]);
   factors_of(op, x.thresholds[tile.kind], count, factors, x.alive ? x.alive + group : nullptr,
@@ -291,7 +310,11 @@ SK_CLONES void small_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int
   const O* spreads = factors;
   if (!wide && tile.width > 1) {
     O* out = scratch.factors.sized(across);
-    spread(factors, count, tile.width, out);
+    if (tile.width <= 4) {
+      spread<4>(factors, count, tile.width, out);
+    } else {
+      spread<Lines<O>::kWide>(factors, count, tile.width, out);
+    }
     spreads = out;
   }
   for (int64_t r = 0; r < tile.height; ++r) {

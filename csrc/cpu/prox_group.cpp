@@ -36,8 +36,11 @@ void span_of_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int64_t gro
                   call.stream, found);
     } else {
       if (tile.width == tiling.width) {
-        // of narrow ones side by side at least a cache line
-        const int64_t together = std::max(whole_lines(kTogether / n), kLine / tile.width);
+        // of several rows at least a block of each
+        const int64_t across =
+            tile.height > 1 ? std::min<int64_t>(kBlock, kMostTogether / tile.height) : 0;
+        const int64_t together =
+            std::max({whole_lines(kTogether / n), kLine / tile.width, across / tile.width});
         const int64_t whole = (tiling.cols - tile.col) / tile.width;
         count = std::clamp(together, int64_t(1), std::min(whole, end - group));
       }

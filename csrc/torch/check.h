@@ -24,7 +24,7 @@ inline ScalarType math_type(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The shim's number of a dtype, of those that lists have.
+// The shim's number of the dtypes that most lists have; -1 for the others.
 inline int32_t raw_dtype(ScalarType t) {
   switch (t) {
     case ScalarType::Float:
@@ -70,10 +70,11 @@ struct Place {
   bool operator==(const Place& o) const { return type == o.type && index == o.index; }
 };
 
-inline bool has_dtype(const Tensor& t, int32_t raw) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return dtype == raw;
+inline bool has_dtype(const Tensor& t, ScalarType dtype, int32_t raw) {
+  if (raw < 0) return t.scalar_type() == dtype;
+  int32_t own;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &own));
+  return own == raw;
 }
 
 // One list against the shapes and the one device of the first list; an absent (empty) list passes.
@@ -87,7 +88,8 @@ inline void check_list(const char* op, const char* name, const TensorList& list,
   for (size_t i = 0; i < list.size(); ++i) {
     STD_TORCH_CHECK(&list == &lead || list[i].numel() == lead[i].numel(), op, ": ", name, "[", i,
                     "] has ", list[i].numel(), " elements, expected ", lead[i].numel());
-    STD_TORCH_CHECK(has_dtype(list[i], raw), op, ": ", name, "[", i, "] has the wrong dtype");
+    STD_TORCH_CHECK(has_dtype(list[i], dtype, raw), op, ": ", name, "[", i,
+                    "] has the wrong dtype");
     STD_TORCH_CHECK(list[i].is_contiguous(), op, ": ", name, "[", i, "] must be contiguous");
     STD_TORCH_CHECK(Place(list[i]) == home, op, ": ", name, "[", i, "] is on another device");
     STD_TORCH_CHECK(&list == &lead || Shape(list[i]) == Shape(lead[i]), op, ": ", name, "[", i,
@@ -102,7 +104,7 @@ inline void check_masks(const char* op, const TensorList& masks, const TensorLis
   const int32_t raw = raw_dtype(ScalarType::Int);
   const Place home(lead[0]);
   for (size_t i = 0; i < masks.size(); ++i) {
-    STD_TORCH_CHECK(has_dtype(masks[i], raw) && masks[i].is_contiguous() &&
+    STD_TORCH_CHECK(has_dtype(masks[i], ScalarType::Int, raw) && masks[i].is_contiguous() &&
                         masks[i].numel() == words_of(lead[i].numel()) && Place(masks[i]) == home,
                     op, ": masks[", i, "] is not the bit mask of its tensor");
   }

@@ -101,7 +101,7 @@ def _build_rows(numels: tuple[int, ...], chunk: int) -> Tensor:
     tensors = torch.repeat_interleave(torch.arange(len(numels)), counts)
     first = torch.cumsum(counts, 0) - counts
     chunks = torch.arange(tensors.numel()) - first[tensors]
-    return torch.stack([tensors, chunks], dim=1).to(torch.int32)
+    return torch.stack([tensors, chunks], dim=1).int()
 
 
 def make_plan(tensors: Sequence[Tensor], chunk: int) -> Plan:

@@ -27,6 +27,7 @@ BUDGET = HERE / "hot_budget.json"
 JOBS = int(os.environ.get("MAX_JOBS", "2"))
 #: in their place hot_torch.h is included
 TORCH_HEADERS = (
+    "torch/csrc/inductor/aoti_torch/c/shim.h",
     "torch/csrc/stable/library.h",
     "torch/csrc/stable/ops.h",
     "torch/csrc/stable/tensor.h",
@@ -36,6 +37,7 @@ TORCH_HEADERS = (
 #: x86-64 levels of the clones, by the names that g++ gives them
 CLONES = {4: "arch_x86_64_v4", 3: "arch_x86_64_v3", 1: "default"}
 COUNTED_LEVELS = (4, 3)
+_OP = re.compile(r"^((?:\w|std::|[<>, :])*? \w+_cpu\([^{}]*\)) \{$", re.M)
 #: innermost loops: a jump back, and what lies between
 _LINE = re.compile(r"^ +([0-9a-f]+):\t(\S+)(?: +([0-9a-f]+) )?")
 
@@ -69,6 +71,14 @@ def build_flags() -> list[str]:
     return [*flags, "-fwrapv"]
 
 
+def declarations() -> str:
+    """The functions that csrc/cpu registers, for the cases to call: hot_ops.h."""
+    ops = [found for source in SOURCES for found in _OP.findall(source.read_text())]
+    lines = [f"{op};" for op in ops]
+    types = "using hot::Tensor;\nusing hot::TensorList;"
+    return "\n".join(["#pragma once", "namespace sk::cpu {", types, *lines, "}", ""])
+
+
 class Program:
     """The objects of all CPU ops and of the cases, in a folder.
 
@@ -87,6 +97,7 @@ class Program:
             path = folder / "include" / header
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f'#include "{HERE / "hot_torch.h"}"\n')
+        (folder / "include" / "hot_ops.h").write_text(declarations())
         jobs = [(source, ["-std=c++20", "-O1", *self.link_flags]) for source in CASES]
         for source in SOURCES:
             own = [f"-fdump-tree-vect-optimized-missed={self.report(source)}"] if reports else []

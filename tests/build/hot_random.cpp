@@ -1,35 +1,15 @@
-// Cases of the ops that draw random directions: the functions that csrc/cpu registers, by their
-// schemas.
-#include <optional>
-#include <string>
-
+// Cases of the ops that draw random directions.
 #include "hot_cases.h"
-
-namespace sk::cpu {
-
-using hot::Tensor;
-using hot::TensorList;
-using Maybe = std::optional<Tensor>;
-using Numbers = std::vector<int64_t>;
-
-void zo_combine_cpu(TensorList tensors, TensorList src, Tensor coef, Tensor key, Maybe directions,
-                    int64_t first_direction, Numbers uids, Numbers firsts, std::string distribution,
-                    int64_t rounds, std::string math, TensorList masks, TensorList backup,
-                    TensorList ranks, Maybe alpha, Maybe gamma, Maybe sumsq);
-Tensor zo_norm2_cpu(TensorList tensors, Tensor coef, Tensor key, Maybe directions,
-                    int64_t first_direction, Numbers uids, Numbers firsts, std::string distribution,
-                    int64_t rounds, std::string math, TensorList masks);
-Tensor zo_gram_cpu(TensorList tensors, int64_t q, Tensor key, Maybe directions,
-                   int64_t first_direction, Numbers uids, Numbers firsts, std::string distribution,
-                   int64_t rounds, std::string math, TensorList masks);
-
-}  // namespace sk::cpu
+#include "hot_ops.h"
 
 namespace hot {
 
 namespace {
 
 using namespace sk::cpu;
+
+using Maybe = std::optional<Tensor>;
+using Numbers = std::vector<int64_t>;
 
 enum class Into { kItself, kMasked, kBackup, kPacked, kFromList, kFromEntries, kSquares, kShifted };
 

@@ -1,49 +1,15 @@
-// Cases of the ops on masks, entries and groups: the functions that csrc/cpu registers, by their
-// schemas.
-#include <optional>
-#include <string>
-#include <tuple>
-
+// Cases of the ops on masks, entries and groups.
 #include "hot_cases.h"
-
-namespace sk::cpu {
-
-using hot::Tensor;
-using hot::TensorList;
-using Maybe = std::optional<Tensor>;
-using Numbers = std::vector<int64_t>;
-
-void mask_apply_cpu(TensorList tensors, TensorList masks);
-void mask_count_cpu(TensorList words, TensorList counts);
-void mask_pack_cpu(TensorList masks, TensorList words);
-void mask_unpack_cpu(TensorList words, TensorList masks);
-void live_mask_cpu(TensorList duals, TensorList words, double lam, bool nonnegative);
-void mask_index_cpu(TensorList words, TensorList ranks, TensorList index);
-void gather_entries_cpu(TensorList tensors, TensorList index, Numbers runs, TensorList values);
-void scatter_entries_cpu(TensorList tensors, TensorList index, Numbers runs, TensorList values);
-void mask_nm_cpu(TensorList scores, std::string kind, Maybe key, Numbers firsts, Numbers rows,
-                 Numbers cols, int64_t n, int64_t m, bool along_rows, TensorList words);
-Tensor topk_histogram_cpu(TensorList scores, std::string kind, Maybe key, Numbers firsts,
-                          TensorList among, bool inverted, Tensor prefix, int64_t shift,
-                          int64_t bits);
-Tensor topk_write_cpu(TensorList scores, std::string kind, Maybe key, Numbers firsts,
-                      TensorList among, bool inverted, Tensor threshold, TensorList words,
-                      bool accumulate);
-void topk_ties_cpu(TensorList scores, std::string kind, Maybe key, Numbers firsts, TensorList among,
-                   bool inverted, Tensor threshold, Tensor counts, Tensor before, Tensor take,
-                   TensorList words);
-std::tuple<Tensor, Tensor, Tensor> prox_group_cpu(TensorList params, TensorList duals,
-                                                  TensorList alive, Numbers cols, Numbers heights,
-                                                  Numbers widths, Tensor thresholds, double lam,
-                                                  double delta, bool nonnegative);
-
-}  // namespace sk::cpu
+#include "hot_ops.h"
 
 namespace hot {
 
 namespace {
 
 using namespace sk::cpu;
+
+using Maybe = std::optional<Tensor>;
+using Numbers = std::vector<int64_t>;
 
 // Where numel is a multiple of neither, one row.
 int64_t cols_of(int64_t numel) {

@@ -1,50 +1,14 @@
-// Cases of the ops that walk parameters: the functions that csrc/cpu registers, by their schemas.
-#include <optional>
-#include <string>
-#include <tuple>
-
+// Cases of the ops that walk parameters.
 #include "hot_cases.h"
-
-namespace sk::cpu {
-
-using hot::Tensor;
-using hot::TensorList;
-using Maybe = std::optional<Tensor>;
-
-Tensor grad_norm_cpu(TensorList grads, TensorList masks, TensorList weights, double eta,
-                     bool squared);
-void masked_perturb_cpu(TensorList params, TensorList grads, Tensor norm, double rho,
-                        TensorList masks, TensorList backup, TensorList ranks, bool adaptive,
-                        double eta, double eps);
-void restore_cpu(TensorList params, TensorList masks, TensorList backup, TensorList ranks);
-void restore_sgd_cpu(TensorList params, TensorList grads, TensorList momentum_buffers,
-                     TensorList masks, TensorList backup, TensorList ranks, double lr,
-                     double momentum, double dampening, bool nesterov, double weight_decay,
-                     bool maximize, bool first, Maybe skip, Maybe inv_scale);
-void restore_adamw_cpu(TensorList params, TensorList grads, TensorList exp_avgs,
-                       TensorList exp_avg_sqs, TensorList masks, TensorList backup,
-                       TensorList ranks, Tensor step_sizes, Tensor bias2_sqrts, double lr,
-                       double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-                       bool maximize, Maybe skip, Maybe inv_scale);
-Tensor linbreg_step_cpu(TensorList params, TensorList grads, TensorList duals,
-                        TensorList momentum_buffers, TensorList active, double lr, double lam,
-                        double delta, double momentum, std::string momentum_form, bool nesterov,
-                        double weight_decay, bool maximize, bool nonnegative, bool readout,
-                        double dual_leak, double fine_scale);
-Tensor adabreg_step_cpu(TensorList params, TensorList grads, TensorList duals, TensorList exp_avgs,
-                        TensorList exp_avg_sqs, TensorList counts, TensorList active, double lr,
-                        double lam, double delta, double beta1, double beta2, double eps,
-                        double weight_decay, bool maximize, bool nonnegative, bool readout,
-                        double dual_leak, double fine_scale, int64_t step, Maybe step_sizes,
-                        Maybe bias2_sqrts);
-
-}  // namespace sk::cpu
+#include "hot_ops.h"
 
 namespace hot {
 
 namespace {
 
 using namespace sk::cpu;
+
+using Maybe = std::optional<Tensor>;
 
 template <bool kMasked, bool kWeighted>
 Call norm(Inputs& in) {
@@ -68,7 +32,7 @@ Call perturb(Inputs& in) {
     if (kSaved == Saved::kWhole) backup = in.zeros(in.type);
   }
   return [=] {
-    masked_perturb_cpu(params, grads, norm, 0.05, masks, backup, ranks, kAdaptive, 0.01, 1e-12);
+    masked_perturb_cpu(params, grads, norm, 0.05, masks, backup, ranks, kAdaptive, 0.01, 1e-12, {});
     return TensorList{};
   };
 }
@@ -105,7 +69,7 @@ Call sgd(Inputs& in) {
   const Unperturbed from(in, kMasked, kSaved);
   return [=] {
     restore_sgd_cpu(params, grads, buffers, from.masks, from.backup, from.ranks, 0.1, 0.9, 0.0,
-                    false, 5e-4, false, false, {}, {});
+                    false, 5e-4, false, false, {}, {}, {});
     return TensorList{};
   };
 }
@@ -119,7 +83,7 @@ Call adamw(Inputs& in) {
   const Tensor step_sizes = in.each(0.01, math), bias2 = in.each(0.5, math);
   return [=] {
     restore_adamw_cpu(params, grads, a, u, from.masks, from.backup, from.ranks, step_sizes, bias2,
-                      0.01, 0.9, 0.999, 1e-8, 0.01, true, false, {}, {});
+                      0.01, 0.9, 0.999, 1e-8, 0.01, true, false, {}, {}, {});
     return TensorList{};
   };
 }
@@ -136,7 +100,7 @@ Call linbreg(Inputs& in) {
   return [=] {
     return TensorList{linbreg_step_cpu(params, grads, duals, buffers, active, 0.1, 0.3, 1.5, 0.9,
                                        "ema", false, 1e-4, false, false, kDual != With::kGiven,
-                                       kRests ? 0.01 : 0.0, kRests ? 2.0 : 1.0)};
+                                       kRests ? 0.01 : 0.0, kRests ? 2.0 : 1.0, {})};
   };
 }
 
@@ -154,7 +118,7 @@ Call adabreg(Inputs& in) {
   return [=] {
     return TensorList{adabreg_step_cpu(params, grads, duals, a, u, counts, {}, 0.1, 0.3, 1.5, 0.9,
                                        0.999, 1e-8, 1e-4, false, false, kDual != With::kGiven, 0.0,
-                                       1.0, 7, step_sizes, bias2)};
+                                       1.0, 7, step_sizes, bias2, {})};
   };
 }
 

@@ -47,6 +47,8 @@ class Tensor {
   ScalarType scalar_type() const { return type_; }
   size_t element_size() const { return size_of(type_); }
   bool is_contiguous() const { return true; }
+  const Tensor* get() const { return this; }
+  int64_t* sizes() const { return const_cast<int64_t*>(&numel_); }  // of one dimension
   int device() const { return 0; }
 
  private:
@@ -84,6 +86,32 @@ void parallel_for(int64_t begin, int64_t end, int64_t, const F& f) {
 }
 
 }  // namespace torch::stable
+
+// The C functions under the accessors; none of them fails.
+#define TORCH_ERROR_CODE_CHECK(call) static_cast<void>(call)
+inline int aoti_torch_get_dim(const torch::stable::Tensor*, int64_t* out) { return *out = 1, 0; }
+inline int aoti_torch_get_sizes(const torch::stable::Tensor* t, int64_t** out) {
+  return *out = t->sizes(), 0;
+}
+inline int aoti_torch_get_device_type(const torch::stable::Tensor*, int32_t* out) {
+  return *out = 0;
+}
+inline int aoti_torch_get_device_index(const torch::stable::Tensor*, int32_t* out) {
+  return *out = 0;
+}
+inline int aoti_torch_get_dtype(const torch::stable::Tensor* t, int32_t* out) {
+  return *out = int32_t(t->scalar_type()), 0;
+}
+#define SK_DTYPE(name, type) \
+  inline int32_t aoti_torch_dtype_##name() { return int32_t(torch::headeronly::ScalarType::type); }
+SK_DTYPE(float32, Float)
+SK_DTYPE(float64, Double)
+SK_DTYPE(bfloat16, BFloat16)
+SK_DTYPE(float16, Half)
+SK_DTYPE(int32, Int)
+SK_DTYPE(int64, Long)
+SK_DTYPE(bool, Bool)
+#undef SK_DTYPE
 
 template <class... Parts>
 std::runtime_error refused(const Parts&... parts) {
