@@ -27,8 +27,8 @@ MARGIN = 1.15
 MODULES = {"": elementwise, "masks: ": masks, "groups: ": groups, "zo: ": zo}
 CASES = {p + name: run for p, module in MODULES.items() for name, run in module.CASES.items()}
 # Bytes an element that vector accesses load and store in the loop over whole blocks: the streams of
-# docs/performance.md. Words of masks (1/8 byte) and entries of packed tensors are not among them. The
-# parameters of a packed step count twice: a step that is skipped stores them at another place.
+# docs/performance.md. Words of masks (1/8 byte) and entries of packed tensors are not among them.
+# Parameters of a packed step count twice: one that is skipped stores them at another place.
 TRAFFIC = {
     "norm": (4, 0), "norm bf16": (2, 0), "norm masked": (4, 0), "norm weighted": (8, 0),
     "perturb": (8, 4), "perturb backup": (8, 8), "perturb backup bf16": (4, 4),
