@@ -92,11 +92,13 @@ def interleave(
     device: str,
     rounds: int,
     flush: Callable[[], None] | None = None,
+    warm: bool = False,
 ) -> dict[str, Samples]:
     """Run every variant once per round, in turn, after one untimed call of each.
 
-    ``flush`` is called before every timed call, outside its time. Python's garbage collector waits
-    for the end of a round, as it does under ``timeit``: whose call it falls into is chance.
+    ``flush`` is called before every timed call, outside its time; with ``warm`` the variant itself
+    is, since another one, or the garbage collector, took its place in the caches. Python's collector
+    waits for the end of a round, as it does under ``timeit``: whose call it falls into is chance.
     """
     for run in variants.values():
         run()
@@ -110,6 +112,8 @@ def interleave(
             for name, run in variants.items():
                 if flush is not None:
                     flush()
+                elif warm:
+                    run()
                 seconds, host = time_once(run, device)
                 samples[name].device.append(seconds)
                 samples[name].host.append(host)

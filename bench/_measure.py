@@ -99,7 +99,9 @@ def measure(case: Case, one: Case | None, setting: Setting) -> list[dict[str, An
     largest = max(sum(p.read) + sum(p.update) + sum(p.write) for p in case.passes) * elements
     flush = setting.flush
     cold = flush is not None and flush.needed(largest)
-    samples = harness.interleave(variants, setting.device, rounds, flush if cold else None)
+    samples = harness.interleave(
+        variants, setting.device, rounds, flush if cold else None, warm=one is not None
+    )
     common = {
         "suite": setting.suite, "op": case.name, "device": setting.device, "dtype": setting.dtype,
         "list": setting.data.name, "tensors": len(setting.data.params), "elements": elements,

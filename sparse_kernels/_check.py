@@ -72,6 +72,7 @@ class Group:
         function = resolve(self.op, self.backend, self.device.type, self.dtype)
         if not self.unseen:
             return function(*args)
+        _trust.kernel = False  # from here on something may be written
         try:
             return function(*args)
         except RuntimeError as error:
@@ -85,7 +86,7 @@ class Group:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_trust = threading.local()
+_trust = threading.local()  # kernel: the lists of the call that runs are still unseen
 
 
 def checked_by_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -103,8 +104,12 @@ def checked_by_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
         _trust.kernel = True
         try:
             return function(*args, **kwargs)
-        except (_Refused, ValueError):
-            pass  # another argument may be wrong only because of the lists: they come first
+        except _Refused:
+            pass
+        except ValueError:
+            # before any op ran: it may be the lists that are wrong, and they come first
+            if not _trust.kernel:
+                raise
         finally:
             _trust.kernel = False
         return function(*args, **kwargs)
@@ -292,6 +297,7 @@ def check_lists(op: str, args: Sequence[ListArg], floating: bool = True) -> Grou
             whole = _unseen_group(args, floating)
             if whole is not None:
                 return whole
+            _trust.kernel = False
         whole = _one_group(args, floating)
         if whole is not None:
             return whole

@@ -322,3 +322,13 @@ def test_a_model_without_memory_is_named(monkeypatch, capsys):
     assert not model_cases.fits("gpt2", [(10**8,)], "cpu")
     assert "gpt2: left out, needs about 7 GB" in capsys.readouterr().err
     assert model_cases.fits("small", [(10**6,)], "cpu")
+
+
+def test_warm_calls_come_right_before_the_timed_ones():
+    calls = []
+    variants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    harness.interleave(variants, "cpu", 2, warm=True)
+    assert "".join(calls) == "ab" + 2 * "aabb"
+    calls.clear()
+    harness.interleave(variants, "cpu", 2, flush=lambda: calls.append("-"), warm=True)
+    assert "".join(calls) == "ab" + 2 * "-a-b"
