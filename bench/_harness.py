@@ -97,7 +97,7 @@ def interleave(
     """Run every variant once per round, in turn, after one untimed call of each.
 
     ``flush`` is called before every timed call, outside its time; with ``warm`` the variant itself
-    is, since another one, or the garbage collector, took its place in the caches. Python's collector
+    is, since another one, or the garbage collector, took its place in the caches. The collector
     waits for the end of a round, as it does under ``timeit``: whose call it falls into is chance.
     """
     for run in variants.values():

@@ -8,6 +8,7 @@ from test_checks import MUTATED, good
 
 import sparse_kernels as sk
 from sparse_kernels import _check
+from sparse_kernels.functional import bregman_step
 from sparse_kernels.testing import assert_bit_equal, copy_of
 
 STEPS = ("grad_norm", "masked_perturb_", "restore_", "restore_sgd_", "restore_adamw_",
@@ -64,6 +65,23 @@ def test_a_failure_that_is_no_refusal_is_not_tried_again(monkeypatch):
     with pytest.raises(RuntimeError, match="illegal memory access"):
         sk.grad_norm([torch.ones(3)])
     assert len(calls) == 1
+
+
+@needs_cpp
+def test_an_error_after_an_op_ran_is_not_tried_again(monkeypatch):
+    """It may have written."""
+    runs = []
+
+    def failing(lists):
+        runs.append(1)
+        raise ValueError("afterwards")
+
+    monkeypatch.setattr(bregman_step, "bump_versions", failing)
+    w, v = torch.zeros(3), torch.zeros(3)
+    with pytest.raises(ValueError, match="afterwards"):
+        sk.linbreg_step_([w], [torch.ones(3)], [v], lr=0.5, lam=0.25, backend="cpp")
+    assert len(runs) == 1
+    assert v.tolist() == [-0.5] * 3  # once
 
 
 @pytest.mark.parametrize(
