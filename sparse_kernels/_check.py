@@ -2,24 +2,22 @@
 
 Everything is checked before anything is modified; a message names the op, the list and the index.
 The compiled kernels check their lists themselves (``csrc/torch/check.h``), so that the usual call
-of a function ``checked_by_kernel`` asks a tensor nothing in Python; what a kernel refuses comes
-here.
+of a function ``checked_by_kernel`` (``_group.py``) asks a tensor nothing in Python; what a kernel
+refuses comes here.
 """
 
 from __future__ import annotations
 
-import functools
 import operator
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._backend import requested_backend, resolve, runs_compiled
-from ._schemas import COMPILED
+from ._group import Group, Refused, trust
 from .reference._common import RANK_TILE, opmath_dtype
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,76 +43,6 @@ class ListArg:
     kind: str | torch.dtype = "same"
     optional: bool = True
     sizes: Sequence[int] | None = None
-
-
-class _Refused(Exception):
-    """A compiled op refused lists that nobody has looked at yet."""
-
-
-@dataclass(slots=True)
-class Group:
-    """The part of a call that shares one device and dtype; ``lists`` are contiguous.
-
-    Attributes:
-        unseen: the lists were left to the compiled op's own checks.
-    """
-
-    indices: list[int]
-    device: torch.device
-    dtype: torch.dtype
-    lists: dict[str, list[Tensor]]
-    op: str = ""
-    backend: str | None = None
-    unseen: bool = False
-
-    def run(self, *args: Any) -> Any:
-        """Call the dispatcher op that runs this group."""
-        function = resolve(self.op, self.backend, self.device.type, self.dtype)
-        if not self.unseen:
-            return function(*args)
-        _trust.kernel = False  # from here on something may be written
-        try:
-            return function(*args)
-        except RuntimeError as error:
-            # a check's message names the op after its place, the dispatcher's the namespace;
-            # anything else (memory, the device) may come after something was written
-            text = str(error)
-            if f", {self.op}: " in text or f"{COMPILED}::" in text:
-                raise _Refused from error
-            raise
-
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_trust = threading.local()  # kernel: the lists of the call that runs are still unseen
-
-
-def checked_by_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Leave the lists of a public function to the checks of the compiled op it calls.
-
-    For functions that call one op per group and write nothing before. Where the op refuses, the
-    function runs once more with the checks of this file, which say what is wrong, or split the
-    call by device and dtype, or copy what is not contiguous.
-    """
-
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        _trust.kernel = True
-        try:
-            return function(*args, **kwargs)
-        except _Refused:
-            pass
-        except ValueError:
-            # before any op ran: it may be the lists that are wrong, and they come first
-            if not _trust.kernel:
-                raise
-        finally:
-            _trust.kernel = False
-        return function(*args, **kwargs)
-
-    return call
 
 
 def words_for(numel: int) -> int:
@@ -293,11 +221,11 @@ def check_lists(op: str, args: Sequence[ListArg], floating: bool = True) -> Grou
         ValueError: naming the op, the list and the index of the first thing that is wrong.
     """
     if not torch.compiler.is_compiling():  # addresses are not known while tracing
-        if getattr(_trust, "kernel", False):
+        if getattr(trust, "kernel", False):
             whole = _unseen_group(args, floating)
             if whole is not None:
                 return whole
-            _trust.kernel = False
+            trust.kernel = False
         whole = _one_group(args, floating)
         if whole is not None:
             return whole
@@ -381,7 +309,7 @@ def grouped(
     requested_backend(backend)  # also where there is nothing to do, a wrong name is an error
     if whole is not None:
         if whole.unseen and not runs_compiled(op, backend, whole.device.type, whole.dtype):
-            raise _Refused  # by a backend that checks nothing
+            raise Refused  # by a backend that checks nothing
         whole.op, whole.backend = op, backend
         yield whole
         return

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import Group, ListArg
+from .._check import (
+    ListArg,
+)
+from .._group import Group
 
 
 class BackupArgs:

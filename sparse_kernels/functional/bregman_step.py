@@ -13,10 +13,10 @@ from .._check import (
     check_lists,
     check_scalar,
     check_scalar_tensor,
-    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
+from .._group import checked_by_kernel
 from ._bias_corrections import MOST_ROWS, corrections_at, table_rows, tables
 from ._scalars import Scalar, check_hyper, device_scalars, host_number, wide
 

@@ -10,9 +10,9 @@ from .._check import (
     ListArg,
     bump_versions,
     check_lists,
-    checked_by_kernel,
     grouped,
 )
+from .._group import checked_by_kernel
 
 
 @checked_by_kernel

@@ -11,10 +11,10 @@ from .._check import (
     ListArg,
     check_lists,
     check_scalar,
-    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
+from .._group import checked_by_kernel
 
 
 @checked_by_kernel

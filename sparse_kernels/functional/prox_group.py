@@ -16,10 +16,10 @@ from .._check import (
     check_lists,
     check_scalar,
     check_tensor_list,
-    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
+from .._group import checked_by_kernel
 
 
 class Tiling(NamedTuple):

@@ -11,10 +11,10 @@ from .._check import (
     bump_versions,
     check_lists,
     check_scalar,
-    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
+from .._group import checked_by_kernel
 from ._backup import BackupArgs
 from ._scalars import Scalar, check_hyper, device_scalars, host_number, wide
 from .restore_sgd import gates_for

@@ -12,10 +12,10 @@ from .._check import (
     check_lists,
     check_scalar,
     check_scalar_tensor,
-    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
+from .._group import checked_by_kernel
 from ._backup import BackupArgs
 from ._scalars import Scalar, check_hyper, device_scalars, host_number
 

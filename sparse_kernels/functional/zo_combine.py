@@ -11,10 +11,10 @@ from .._check import (
     ListArg,
     bump_versions,
     check_lists,
-    checked_by_kernel,
     grouped,
     opmath_dtype,
 )
+from .._group import checked_by_kernel
 from ..reference.philox import derive_key
 from ._backup import BackupArgs
 from ._scalars import Numbers, numbers_of

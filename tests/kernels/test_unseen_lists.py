@@ -7,7 +7,7 @@ import torch
 from test_checks import MUTATED, good
 
 import sparse_kernels as sk
-from sparse_kernels import _check
+from sparse_kernels import _check, _group
 from sparse_kernels.functional import bregman_step
 from sparse_kernels.testing import assert_bit_equal, copy_of
 
@@ -41,13 +41,13 @@ def test_a_refusal_is_explained_after_the_kernel_refused(op, monkeypatch):
     name = next(k for k in others if isinstance(arguments[k][0], torch.Tensor))
     arguments[name] = [arguments[name][0], arguments[name][1].flatten()[:-1]]
     runs = []
-    run = _check.Group.run
+    run = _group.Group.run
 
     def counted(group, *args):
         runs.append(group.unseen)
         return run(group, *args)
 
-    monkeypatch.setattr(_check.Group, "run", counted)
+    monkeypatch.setattr(_group.Group, "run", counted)
     with pytest.raises(ValueError, match=name):
         getattr(sk, op)(**arguments, backend="cpp")
     assert runs == [True]
@@ -60,7 +60,7 @@ def test_a_failure_that_is_no_refusal_is_not_tried_again(monkeypatch):
         calls.append(args)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(_check, "resolve", lambda *args: failing)
+    monkeypatch.setattr(_group, "resolve", lambda *args: failing)
     monkeypatch.setattr(_check, "runs_compiled", lambda *args: True)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         sk.grad_norm([torch.ones(3)])
@@ -109,7 +109,7 @@ def test_the_ops_themselves_refuse_memory_written_twice(op, monkeypatch):
     """Also where they are called without the wrapper."""
     arguments = good(op)
     seen = []
-    resolve = _check.resolve
+    resolve = _group.resolve
 
     def recorded(*args):
         function = resolve(*args)
@@ -120,7 +120,7 @@ def test_the_ops_themselves_refuse_memory_written_twice(op, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(_check, "resolve", recorded)
+    monkeypatch.setattr(_group, "resolve", recorded)
     getattr(sk, op)(**arguments, backend="cpp")
     function, inputs = seen[0]
     first = inputs[0]
