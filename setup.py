@@ -51,7 +51,9 @@ ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")  # no limited API on free
 DEBUG = os.environ.get("DEBUG") == "1"
 # ops are registered through the stable ABI of torch 2.11: one library serves every later torch
 STABLE = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-MATH = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+# threaded jumps would make branches of choices, where vector code has one instruction
+MATH = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"]
+MATH += ["-fopenmp-simd"]
 CXX = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", *MATH]
 CXX += ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 INFO = [f'-DSK_BUILD_TORCH="{torch.__version__}"', f'-DSK_BUILD_FLAGS="{" ".join(CXX)}"']

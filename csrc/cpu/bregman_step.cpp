@@ -13,6 +13,16 @@
 
 namespace sk::cpu {
 
+// f.operator()<kPlain>(), false where kMayBe is. Numbers on the device may turn out to ask for
+// decay.
+template <bool kMayBe, class O, class F>
+Tensor dispatch_plain(const Readout<O>& read, const std::optional<Tensor>& scalars, const F& f) {
+  if constexpr (kMayBe) {
+    if (!read.rests && !read.decays && !scalars.has_value()) return f.template operator()<true>();
+  }
+  return f.template operator()<false>();
+}
+
 Tensor linbreg_step_cpu(const TensorList& params, const TensorList& grads, const TensorList& duals,
                         const TensorList& momentum_buffers, const TensorList& active, double lr,
                         double lam, double delta, double momentum, std::string momentum_form,
@@ -29,18 +39,13 @@ Tensor linbreg_step_cpu(const TensorList& params, const TensorList& grads, const
       return dispatch_bool(!momentum_buffers.empty(), [&]<bool kMomentum>() {
         const auto read =
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
-        const auto run = [&]<bool kRests>() {
-          LinBregStep<T, kDual, kMomentum, kRests> op;
-          op.functor = linbreg_functor<T, kDual, kMomentum, kRests>(
+        return dispatch_plain<kDual != Dual::kOwn>(read, scalars, [&]<bool kPlain>() {
+          LinBregStep<T, kDual, kMomentum, kPlain> op;
+          op.functor = linbreg_functor<T, kDual, kMomentum, kPlain>(
               read, lr, delta, momentum, momentum_form, nesterov, maximize);
           op.scalars = device_scalars<opmath_t<T>>(kOp, "scalars", scalars, kStepScalars, params);
           return live_result(for_each(op, segments).live);
-        };
-        // the shortest step: computing what is not asked for would cost it a quarter of its speed
-        if constexpr (kDual == Dual::kShrunk && !kMomentum) {
-          if (!read.rests) return run.template operator()<false>();
-        }
-        return run.template operator()<true>();
+        });
       });
     });
   });
@@ -64,16 +69,19 @@ Tensor adabreg_step_cpu(const TensorList& params, const TensorList& grads, const
     return dispatch_dual(!duals.empty(), readout, [&]<Dual kDual>() {
       return dispatch_bool(!counts.empty(), [&]<bool kCounts>() {
         using O = opmath_t<T>;
-        AdaBregStep<T, kDual, kCounts> op;
         const auto read =
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
-        op.functor =
-            adabreg_functor<T, kDual, kCounts>(read, lr, delta, beta1, beta2, eps, maximize, step);
-        op.functor.step_sizes = data_or_null<O>(step_sizes);
-        op.functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
-        op.functor.last_row = int32_t(rows - 1);
-        op.scalars = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
-        return live_result(for_each(op, segments).live);
+        return dispatch_plain < kDual != Dual::kOwn &&
+               !kCounts > (read, scalars, [&]<bool kPlain>() {
+                 AdaBregStep<T, kDual, kCounts, kPlain> op;
+                 op.functor = adabreg_functor<T, kDual, kCounts, kPlain>(
+                     read, lr, delta, beta1, beta2, eps, maximize, step);
+                 op.functor.step_sizes = data_or_null<O>(step_sizes);
+                 op.functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
+                 op.functor.last_row = int32_t(rows - 1);
+                 op.scalars = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
+                 return live_result(for_each(op, segments).live);
+               });
       });
     });
   });

@@ -46,14 +46,15 @@ auto dispatch_dual(bool duals, bool readout, const F& f) {
 // comparisons, unlike min and max, keep NaN and the sign of zero
 template <class O>
 SK_HD O clamp(O x, O low, O high) {
-  return x < low ? low : (x > high ? high : x);
+  const O raised = x < low ? low : x;
+  return raised > high ? high : raised;
 }
 
 // dual - clamp(dual, lower, lam), +0.0 within the bounds by choice: -inf - -inf would be NaN
 template <class O>
 SK_HD O shrink(O dual, O lower, O lam) {
-  const O rest = dual - (dual >= lower ? lam : lower);
-  return dual >= lower && dual <= lam ? O(0) : rest;
+  const O clamped = clamp(dual, lower, lam), rest = dual - clamped;
+  return clamped == dual ? O(0) : rest;
 }
 
 // The move of the dual and its readout, shared by both steps.
@@ -87,18 +88,21 @@ struct Readout {
     const O kept = choose(leaks, leaked, dual);
     return choose(scales, clamp(kept, lower - reach, lam + reach), kept);
   }
-  template <Dual kDual, bool kDecayFirst, bool kRests, class Param>
+  template <Dual kDual, bool kDecayFirst, bool kPlain, class Param>
   SK_HD int32_t update(Param& param, O& dual, O moved) const {
     if constexpr (kDual == Dual::kOwn) {
       param = proximal(stepped<kDecayFirst>(param, param, moved));
       return param != O(0);
+    } else if constexpr (kPlain) {
+      dual = dual - moved;
+      return read_out<kDual>(dual, param);
     } else {
       const O old = dual, shrunk = shrink(old, lower, lam);
       const O theta = kDual == Dual::kGiven ? param : delta * shrunk;
       const bool dead = (kDual == Dual::kGiven ? param : shrunk) == O(0);
       const O plain = stepped<kDecayFirst>(old, theta, moved);
       O next = plain;
-      if (kRests && worth_computing(rests)) {
+      if (worth_computing(rests)) {
         const O rested = inactive(stepped<kDecayFirst>(old, theta, fine_scale * moved), old, moved);
         next = choose(rests, dead ? rested : plain, plain);
       }
@@ -122,8 +126,9 @@ template <class T, Dual kDual>
 using ParamStream = std::conditional_t<kDual == Dual::kOwn, InOut<T>,
                                        std::conditional_t<kDual == Dual::kShrunk, Out<T>, In<T>>>;
 
-// kRests: inactive entries may do something of their own; where they do not, a shorter loop.
-template <class T, Dual kDual, bool kMomentum, bool kRests = true>
+// kPlain: no decay, and inactive entries do nothing of their own: a shorter loop, which does not
+// read a given parameter.
+template <class T, Dual kDual, bool kMomentum, bool kPlain = false>
 struct LinBregStep {
   using Math = opmath_t<T>;
   using Param = ParamStream<T, kDual>;
@@ -143,7 +148,7 @@ struct LinBregStep {
     Choice nesterov;
 
     SK_HD int32_t move(Value& param, Math& dual, Math d) const {
-      return readout.template update<kDual, false, kRests>(param, dual, step * d);
+      return readout.template update<kDual, false, kPlain>(param, dual, step * d);
     }
     SK_HD Math direction(Math grad) const { return sign * grad; }
     SK_HD Math direction(Math grad, Math& buffer) const {
@@ -185,7 +190,7 @@ struct LinBregStep {
 };
 
 // kCounts: every coordinate has its own update number; corrections come from tables indexed by it.
-template <class T, Dual kDual, bool kCounts>
+template <class T, Dual kDual, bool kCounts, bool kPlain = false>
 struct AdaBregStep {
   using Math = opmath_t<T>;
   using Param = ParamStream<T, kDual>;
@@ -213,7 +218,8 @@ struct AdaBregStep {
       a = a + (g - a) * one_minus_beta1;
       u = u * beta2 + (one_minus_beta2 * g) * g;
       const Math denominator = sqrt(u) / bias2_now + eps;
-      return readout.template update<kDual, true, true>(param, dual, (step_now * a) / denominator);
+      return readout.template update<kDual, true, kPlain>(param, dual,
+                                                          (step_now * a) / denominator);
     }
     SK_HD int32_t row(int32_t& count) const {
       count = count + 1;

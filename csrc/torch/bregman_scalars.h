@@ -27,14 +27,14 @@ Readout<opmath_t<T>> readout_of(double lr, double lam, double delta, double weig
   return {O(lam), lower, O(delta), O(decay), O(dual_leak), O(fine_scale)};
 }
 
-template <class T, Dual kDual, bool kMomentum, bool kRests = true>
-typename LinBregStep<T, kDual, kMomentum, kRests>::Functor linbreg_functor(
+template <class T, Dual kDual, bool kMomentum, bool kPlain = false>
+typename LinBregStep<T, kDual, kMomentum, kPlain>::Functor linbreg_functor(
     const Readout<opmath_t<T>>& readout, double lr, double delta, double momentum,
     const std::string& momentum_form, bool nesterov, bool maximize) {
   using O = opmath_t<T>;
   const bool ema = kMomentum && momentum_form == "ema";
   const double scale = scale_of<kDual>(delta);
-  typename LinBregStep<T, kDual, kMomentum, kRests>::Functor f;
+  typename LinBregStep<T, kDual, kMomentum, kPlain>::Functor f;
   f.readout = readout;
   f.sign = O(maximize ? -1 : 1);
   f.beta = O(momentum);
@@ -44,13 +44,13 @@ typename LinBregStep<T, kDual, kMomentum, kRests>::Functor linbreg_functor(
   return f;
 }
 
-template <class T, Dual kDual, bool kCounts>
-typename AdaBregStep<T, kDual, kCounts>::Functor adabreg_functor(
+template <class T, Dual kDual, bool kCounts, bool kPlain = false>
+typename AdaBregStep<T, kDual, kCounts, kPlain>::Functor adabreg_functor(
     const Readout<opmath_t<T>>& readout, double lr, double delta, double beta1, double beta2,
     double eps, bool maximize, int64_t step) {
   using O = opmath_t<T>;
   const double scale = scale_of<kDual>(delta);
-  typename AdaBregStep<T, kDual, kCounts>::Functor f;
+  typename AdaBregStep<T, kDual, kCounts, kPlain>::Functor f;
   f.readout = readout;
   f.sign = O(maximize ? -1 : 1);
   f.one_minus_beta1 = O(1.0 - beta1);
