@@ -95,30 +95,45 @@ struct BlockStream {
   static constexpr bool kReads = S::role != Role::kOut;
   static constexpr bool kWrites = S::role != Role::kIn;
 
+  // Where the functor's values come from and go to; a copy of it, since a loop's stores could move
+  // a member.
+  struct Ends {
+    const Value* from;
+    Value* to;
+    SK_HD Value get(int i) const {
+      if constexpr (kReads) {
+        return from[i];
+      } else {
+        return Value(0);
+      }
+    }
+    SK_HD void put(int i, Value value) const {
+      if constexpr (kWrites) to[i] = value;
+    }
+  };
   Storage* memory;
-  Value* x;  // what the functor works on
+  Ends ends;
   alignas(kStreamAlign) Value buffer[kBlock];
 
   SK_HD BlockStream() {}  // not defaulted: std::tuple would zero the buffer of every block
 
   SK_HD void open(void* base, int64_t first, const BlockContext& block) {
     memory = static_cast<Storage*>(base) + first;
-    const bool streamed = kSourced || (S::role == Role::kOut && block.stream && block.n == kBlock);
-    if (kSameType && !(kWrites && kMasked) && !streamed) {
-      x = reinterpret_cast<Value*>(memory);
-      return;
-    }
-    x = buffer;
-    if constexpr (kReads) {
-      const Storage* from = kSourced ? static_cast<const Storage*>(block.source) : memory;
+    const auto* source = kSourced ? static_cast<const Storage*>(block.source) : memory;
+    ends = {buffer, buffer};
+    if constexpr (kSameType) {
+      ends.from = source;
+      const bool past = kSourced || (S::role == Role::kOut && block.stream && block.n == kBlock);
+      if (!(kWrites && kMasked) && !past) ends.to = memory;
+    } else if constexpr (kReads) {
 #pragma omp simd
-      for (int i = 0; i < block.n; ++i) buffer[i] = load(from[i]);
+      for (int i = 0; i < block.n; ++i) buffer[i] = load(source[i]);
     }
   }
 
   SK_HD void close(const BlockContext& block) {
     if constexpr (kWrites) {
-      if (x != buffer) return;
+      if (ends.to != buffer) return;
       if constexpr (kMasked) {
         if constexpr (kSameType) {
           choose_raw(buffer, memory, block.keep, block.n, memory);
@@ -140,6 +155,22 @@ struct BlockStream {
         for (int i = 0; i < block.n; ++i) memory[i] = store<Storage>(buffer[i]);
       }
     }
+  }
+};
+
+// What becomes of a functor's results.
+struct NoResults {};
+struct Flags {  // to be counted
+  int32_t* flags;
+  SK_HD void put(int i, int32_t flag) const { flags[i] = flag; }
+};
+template <class Math, bool kSkips>
+struct Lanes {  // added to a chunk's partial sums at once: a buffer between costs a fifth
+                // speed
+  Math* lanes;
+  const uint32_t* keep;
+  SK_HD void put(int i, Math x) const {
+    lanes[i] = lanes[i] + (kSkips && !keep[kSkips ? i : 0] ? Math(0) : x);
   }
 };
 
@@ -176,36 +207,31 @@ struct BlockStreamSet<StreamList<S...>, kMasked, kSourced, std::index_sequence<k
     (f(std::get<I>(streams), I), ...);
   }
 
-  // results[i] = functor(generated[i], x0[i], x1[i], ...) for n elements
-  template <class Functor, class Generated, class Result>
-  SK_HD void run(const Functor& functor, int n, const Generated* generated, Result* results) {
-    run_impl(functor, n, generated, results, std::index_sequence_for<S...>{});
+  // out.put(i, functor(generated[i], x0[i], x1[i], ...)) for n elements
+  template <class Functor, class Generated, class Results>
+  SK_HD void run(const Functor& functor, int n, const Generated* generated, Results out) {
+    loop(functor, n, generated, out, std::get<kNumbers>(streams).ends...);
   }
-  template <class Functor, class Generated, class Result, size_t... I>
-  SK_HD void run_impl(const Functor& functor, int n, const Generated* generated, Result* results,
-                      std::index_sequence<I...>) {
-    const std::tuple<typename S::Value*...> x{std::get<I>(streams).x...};
-    loop<Functor, Generated, Result, typename S::Value...>(functor, n, generated, results,
-                                                           std::get<I>(x)...);
-  }
-  template <class Functor, class Generated, class Result, class... V>
-  static SK_HD void loop(const Functor& functor, int n, const Generated* generated, Result* results,
-                         V*... x) {
+  template <class Functor, class Generated, class Results, class... Ends>
+  static SK_HD void loop(const Functor& functor, int n, const Generated* generated, Results out,
+                         Ends... x) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
-      if constexpr (std::is_void_v<Generated>) {
-        if constexpr (std::is_void_v<Result>) {
-          functor(x[i]...);
+      [&](typename S::Value... values) SK_INLINED {
+        const auto step = [&](auto... first) SK_INLINED {
+          if constexpr (std::is_same_v<Results, NoResults>) {
+            functor(first..., values...);
+          } else {
+            out.put(i, functor(first..., values...));
+          }
+        };
+        if constexpr (std::is_void_v<Generated>) {
+          step();
         } else {
-          results[i] = functor(x[i]...);
+          step(generated[i]);
         }
-      } else {
-        if constexpr (std::is_void_v<Result>) {
-          functor(generated[i], x[i]...);
-        } else {
-          results[i] = functor(generated[i], x[i]...);
-        }
-      }
+        (x.put(i, values), ...);
+      }(x.get(i)...);
     }
   }
 };

@@ -41,39 +41,24 @@ template <class Op, bool kMasked>
 using BackupOf =
     std::conditional_t<backup_of<Op>() == Backup::kNone, NoBackup, ChunkBackup<Op, kMasked>>;
 
-// The n results of a block into the chunk's lanes or count.
-template <bool kSkips, class Result, class Op>
-SK_HD void reduce_block([[maybe_unused]] const Result* results, [[maybe_unused]] int n,
-                        [[maybe_unused]] int64_t first, [[maybe_unused]] const uint32_t* keep,
-                        [[maybe_unused]] Scratch<Op>& scratch,
-                        [[maybe_unused]] Partial<Op>& partial) {
-  using Math = typename Op::Math;
-  if constexpr (Op::kReduce == Reduce::kSum) {
-    Math* lanes = scratch.lanes + first % kLanes;
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      lanes[i] = lanes[i] + (kSkips && !keep[kSkips ? i : 0] ? Math(0) : results[i]);
-    }
-  }
-  if constexpr (Op::kReduce == Reduce::kCount) {
-    int32_t live = 0;
+// How many of a block's n entries raised their flag.
+template <bool kSkips>
+SK_HD int32_t count_flags(const int32_t* flags, int n, [[maybe_unused]] const uint32_t* keep) {
+  int32_t live = 0;
 #pragma omp simd reduction(+ : live)
-    for (int i = 0; i < n; ++i)
-      live += kSkips ? results[i] & int32_t(keep[kSkips ? i : 0]) : results[i];
-    partial.count += live;
-  }
+  for (int i = 0; i < n; ++i) live += kSkips ? flags[i] & int32_t(keep[kSkips ? i : 0]) : flags[i];
+  return live;
 }
 
 // Asks for the memory of a later block of the tensor where the processor, which follows plain
-// walks, would come too late: beside random numbers, a packed backup or nothing but a sum, and
-// before a mere restore. Steps over several streams got slower by it.
+// walks, would come too late: beside random numbers or a packed backup, and before a mere restore.
+// Sums and steps over several streams gain nothing or get slower by it.
 template <class Op, bool kMasked, class Streams>
 SK_HD void fetch_ahead([[maybe_unused]] const Segment& segment, [[maybe_unused]] int64_t first,
                        [[maybe_unused]] bool enabled,
                        [[maybe_unused]] const BackupOf<Op, kMasked>& backup) {
-  constexpr bool kOnlySums = Op::Lists::size == 1 && Op::kReduce == Reduce::kSum;
   constexpr bool kPacks = kMasked && kSaves<Op>;
-  if constexpr (kRestores<Op> || kPacks || ((Op::kGenerated || kOnlySums) && Op::Lists::size > 0)) {
+  if constexpr (kRestores<Op> || kPacks || (Op::kGenerated && Op::Lists::size > 0)) {
     using Storage = typename Op::Lists::template At<0>::Storage;
     const int64_t ahead = first + kAheadBytes / int(sizeof(Storage));
     if (ahead + kBlock > segment.numel) return;
@@ -99,7 +84,6 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   using Math = typename Op::Math;
   constexpr bool kCounts = Op::kReduce == Reduce::kCount;
   constexpr bool kSums = Op::kReduce == Reduce::kSum;
-  using Result = std::conditional_t<kCounts, int32_t, std::conditional_t<kSums, Math, void>>;
   const int n = kFull ? kBlock : count;  // a constant trip count for all blocks but the last
 
   // a step from the backup moves every entry: its mask is a matter of the backup alone
@@ -127,18 +111,25 @@ SK_HD void run_block(const Op& op, const typename Op::Functor& functor, const Se
   Streams streams;
   streams.open(segment.data, first, block);
 
-  alignas(kStreamAlign) std::conditional_t<kCounts, int32_t, Math> results[kBlock];
-  Result* out = nullptr;
-  if constexpr (!std::is_void_v<Result>) out = results;
-  if constexpr (Op::kGenerated) {
-    alignas(kStreamAlign) Math generated[kBlock];
-    op.generate(tensor, segment, first, n, generated, scratch);
-    streams.run(functor, n, static_cast<const Math*>(generated), out);
+  const auto run = [&](auto out) SK_INLINED {
+    if constexpr (Op::kGenerated) {
+      alignas(kStreamAlign) Math generated[kBlock];
+      op.generate(tensor, segment, first, n, generated, scratch);
+      streams.run(functor, n, static_cast<const Math*>(generated), out);
+    } else {
+      streams.run(functor, n, static_cast<const void*>(nullptr), out);
+    }
+    streams.close(block);
+  };
+  if constexpr (kCounts) {
+    alignas(kStreamAlign) int32_t flags[kBlock];
+    run(Flags{flags});
+    partial.count += count_flags<kSkips>(flags, n, keep);
+  } else if constexpr (kSums) {
+    run(Lanes<Math, kSkips>{scratch.lanes + first % kLanes, keep});
   } else {
-    streams.run(functor, n, static_cast<const void*>(nullptr), out);
+    run(NoResults{});
   }
-  streams.close(block);
-  reduce_block<kSkips>(out, n, first, keep, scratch, partial);
 }
 
 template <class Op, bool kMasked>
