@@ -40,10 +40,11 @@ Tensor linbreg_step_cpu(const TensorList& params, const TensorList& grads, const
         const auto read =
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
         return dispatch_plain<kDual != Dual::kOwn>(read, scalars, [&]<bool kPlain>() {
-          LinBregStep<T, kDual, kMomentum, kPlain> op;
-          op.functor = linbreg_functor<T, kDual, kMomentum, kPlain>(
+          const auto functor = linbreg_functor<T, kDual, kMomentum, kPlain>(
               read, lr, delta, momentum, momentum_form, nesterov, maximize);
-          op.scalars = device_scalars<opmath_t<T>>(kOp, "scalars", scalars, kStepScalars, params);
+          const auto* own =
+              device_scalars<opmath_t<T>>(kOp, "scalars", scalars, kStepScalars, params);
+          const LinBregStep<T, kDual, kMomentum, kPlain> op{functor, own};
           return live_result(for_each(op, segments).live);
         });
       });
@@ -73,13 +74,13 @@ Tensor adabreg_step_cpu(const TensorList& params, const TensorList& grads, const
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
         return dispatch_plain < kDual != Dual::kOwn &&
                !kCounts > (read, scalars, [&]<bool kPlain>() {
-                 AdaBregStep<T, kDual, kCounts, kPlain> op;
-                 op.functor = adabreg_functor<T, kDual, kCounts, kPlain>(
+                 auto functor = adabreg_functor<T, kDual, kCounts, kPlain>(
                      read, lr, delta, beta1, beta2, eps, maximize, step);
-                 op.functor.step_sizes = data_or_null<O>(step_sizes);
-                 op.functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
-                 op.functor.last_row = int32_t(rows - 1);
-                 op.scalars = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
+                 functor.step_sizes = data_or_null<O>(step_sizes);
+                 functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
+                 functor.last_row = int32_t(rows - 1);
+                 const auto* own = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
+                 const AdaBregStep<T, kDual, kCounts, kPlain> op{functor, own};
                  return live_result(for_each(op, segments).live);
                });
       });

@@ -1,18 +1,15 @@
-// The entries of prox_group's tiles on the CPU: squares joined in the order of core/reduce.h, and
-// the readout.
+// The tiles of prox_group on the CPU: squares joined in the order of core/reduce.h, then the
+// readout.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <limits>
 #include <utility>
 #include <vector>
 
 #include "../core/segment.h"
-#include "../functors/prox_group.h"
-#include "block.h"
-#include "join_groups.h"
+#include "group_readout.h"
 
 namespace sk::cpu {
 
@@ -23,25 +20,11 @@ inline int64_t whole_lines(int64_t groups) {
   return groups >= kLine ? groups / kLine * kLine : std::max<int64_t>(1, groups);
 }
 
-// What a part of the call found.
-struct Found {
-  int64_t live = 0, groups = 0;
-  double norms = 0, entries = 0;  // of the value: sum threshold (norm - threshold), sum |theta|
-
-  void add(const Found& o) {
-    live += o.live;
-    groups += o.groups;
-    norms += o.norms;
-    entries += o.entries;
-  }
-};
-
-template <class T>
+template <class Op>
 struct ProxCall {
-  using O = opmath_t<T>;
-  ProxGroup<O> op;
-  const O* thresholds;  // [tensors, 4]
-  StreamCopy stream;    // null: plain stores
+  Op op;
+  const typename Op::Math* thresholds;  // [tensors, 4]
+  StreamCopy stream;                    // null: plain stores
 };
 
 // One tensor of the call.
@@ -54,12 +37,12 @@ struct ProxTensor {
   uint8_t* alive;  // or null
   const O* thresholds;
 
-  ProxTensor(const Segment& s, const ProxCall<T>& call, int64_t tensor)
+  ProxTensor(const Segment& s, const O* all_thresholds, int64_t tensor)
       : tiling(make_tiling(s.numel, s.cols, s.height, s.width)),
         params(static_cast<T*>(s.data[0])),
         duals(static_cast<const O*>(s.data[1])),
         alive(static_cast<uint8_t*>(s.data[2])),
-        thresholds(call.thresholds + 4 * tensor) {}
+        thresholds(all_thresholds + 4 * tensor) {}
 };
 
 // Cache lines of numbers, with one more behind the last: loops end on whole lines.
@@ -83,20 +66,12 @@ struct ProxScratch {
   Lines<O> squares, rows, factors, norms;
   alignas(kStreamAlign) O lanes[kLanes];
   Partners<O> partners;
+  Periods periods;
 };
 
-// The lines that come after a block, while the caches would idle: half of them in each of two
-// passes.
-template <class O>
-SK_HD void fetch_ahead(const O* next, int half) {
-  constexpr int kHalf = int(kBlock * sizeof(O) / 2);
-  const char* p = reinterpret_cast<const char*>(next) + half * kHalf;
-  for (int i = 0; i < kHalf; i += int(kStreamAlign)) __builtin_prefetch(p + i, 0, 2);
-}
-
 // next: of duals that are wanted afterwards
-template <class O>
-SK_HD void squares_of(ProxGroup<O> op, const O* duals, int64_t n, const O* next, O* out) {
+template <class Op, class O>
+SK_HD void squares_of(Op op, const O* duals, int64_t n, const O* next, O* out) {
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t end = n - first < kBlock ? n : first + kBlock;
     fetch_ahead(next + first, 0);
@@ -120,8 +95,8 @@ SK_HD void by_tile(const O* rows, int64_t pitch, int64_t count, int64_t height, 
 }
 
 // norms -> factors, in place
-template <class O>
-SK_HD void factors_of(const ProxGroup<O>& op, O threshold, int64_t count, O* norms, uint8_t* alive,
+template <class Op, class O>
+SK_HD void factors_of(const Op& op, O threshold, int64_t count, O* norms, uint8_t* alive,
                       Found& found) {
   double value = 0;
   int64_t groups = 0;
@@ -137,92 +112,6 @@ SK_HD void factors_of(const ProxGroup<O>& op, O threshold, int64_t count, O* nor
   for (int64_t g = 0; alive && g < count; ++g) alive[g] = norms[g] != O(0);
 }
 
-// factors[g] to `width` places each, kWide at a time. What is written too far is overwritten by the
-// next one.
-template <int64_t kWide, class O>
-SK_HD void spread(const O* factors, int64_t count, int64_t width, O* out) {
-  for (int64_t g = 0; g < count; ++g, out += width) {
-    const O factor = factors[g];
-    for (int64_t i = 0; i < width; i += kWide) {
-#pragma omp simd
-      for (int64_t j = 0; j < kWide; ++j) out[i + j] = factor;
-    }
-  }
-}
-
-// theta of n <= kBlock consecutive entries, and +0.0 up to a whole vector; kShared: all have the
-// first factor, which is not 0
-template <bool kShared, class O>
-SK_HD void read_out(ProxGroup<O> op, const O* duals, const O* factors, int n, O* out,
-                    Found& found) {
-  using V = Vector<O, kShort>;
-  const O shared = factors[0];
-  using B = Vector<Bits<O>, kShort>;
-  constexpr Bits<O> kMagnitude = std::numeric_limits<Bits<O>>::max();  // all but the sign
-  V entries{};
-  B live{};
-  for (int i = 0; i < n; i += kShort) {
-    O* theta = out + i;
-    if (n - i >= kShort) {
-#pragma omp simd
-      for (int j = 0; j < kShort; ++j) {
-        theta[j] = kShared ? op.theta(duals[i + j], shared)
-                           : op.readout(duals[i + j], factors[kShared ? 0 : i + j]);
-      }
-    } else {
-      for (int j = 0; j < kShort; ++j) {
-        theta[j] = i + j < n ? op.readout(duals[i + j], factors[kShared ? 0 : i + j]) : O(0);
-      }
-    }
-    V moved;
-    std::memcpy(&moved, theta, sizeof(moved));
-    const B magnitude = B(moved) & kMagnitude;
-    live -= magnitude != 0;  // true is -1
-    entries += V(magnitude);
-  }
-  int64_t count = 0;
-  for (int i = 0; i < kShort; ++i) count += live[i];
-  found.live += count;
-  found.entries += double(tree_sum<O, kShort>(entries));
-}
-
-// Consecutive entries of one row to memory, through a buffer in L1 so that they can be streamed.
-template <bool kShared, class T, class O>
-SK_HD void write_entries(const ProxGroup<O>& op, const O* duals, const O* factors, int64_t n,
-                         const O* next, T* params, StreamCopy stream, Found& found) {
-  alignas(kStreamAlign) O theta[kBlock];
-  alignas(kStreamAlign) T narrow[std::is_same_v<T, O> ? 1 : kBlock];
-  const bool dead = kShared && factors[0] == O(0);
-  if (dead) std::fill(theta, theta + kBlock, O(0));
-  const auto past_line = int64_t(reinterpret_cast<uintptr_t>(params) % kStreamAlign / sizeof(T));
-  // the first block ends where a cache line does
-  int64_t size = past_line ? int64_t(kStreamAlign / sizeof(T)) - past_line : kBlock;
-  for (int64_t first = 0; first < n; first += size, size = kBlock) {
-    if (size > n - first) size = n - first;
-    const O* factor = kShared ? factors : factors + first;
-    fetch_ahead(next + first, 1);
-    if (!dead && size == kBlock) {
-      read_out<kShared>(op, duals + first, factor, kBlock, theta, found);
-    } else if (!dead) {
-      read_out<kShared>(op, duals + first, factor, int(size), theta, found);
-    }
-    const T* out;
-    if constexpr (std::is_same_v<T, O>) {
-      out = theta;
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) narrow[i] = store<T>(theta[i]);
-      out = narrow;
-    }
-    // std::copy: the compiler puts a slow string instruction for a memcpy of this size
-    constexpr int64_t kLineEntries = int64_t(kStreamAlign / sizeof(T));
-    const int64_t whole =
-        stream && aligned(params + first) ? size / kLineEntries * kLineEntries : 0;
-    if (whole > 0) stream(params + first, out, size_t(whole) * sizeof(T));
-    std::copy(out + whole, out + size, params + first + whole);
-  }
-}
-
 // f(entry, place, n) for the runs of consecutive entries of a tile, [begin, end) of its own
 // numbering; place counts from its first entry
 template <class F>
@@ -236,16 +125,16 @@ SK_HD void each_run(const Tile& tile, int64_t cols, int64_t begin, int64_t end, 
 }
 
 // Sum of the squares of entries [begin, end): at most a chunk, begin a multiple of one.
-template <class O>
-SK_CLONES O sum_entries(ProxGroup<O> op, const O* duals, const Tile& tile, int64_t cols,
-                        int64_t begin, int64_t end, O* lanes) {
+template <class Op, class O>
+SK_CLONES O sum_entries(Op op, const O* duals, const Tile& tile, int64_t cols, int64_t begin,
+                        int64_t end, O* lanes) {
   for (int64_t i = end - begin; i < kLanes; ++i) lanes[i] = O(0);
   each_run(tile, cols, begin, end, [&](int64_t at, int64_t place, int64_t n) SK_INLINED {
     for (int64_t i = 0; i < n;) {
       O* lane = lanes + (at + i) % kLanes;
       const int64_t room = kBlock - (at + i) % kBlock, m = room < n - i ? room : n - i;
       const O* x = duals + place + i;
-      const ProxGroup<O> own = op;
+      const Op own = op;
       fetch_ahead(x + n, 0);
       if (at + i < begin + kLanes) {
 #pragma omp simd
@@ -261,22 +150,24 @@ SK_CLONES O sum_entries(ProxGroup<O> op, const O* duals, const Tile& tile, int64
 }
 
 // The readout of entries [begin, end) of a tile; duals and params point to its first one.
-template <class T, class O>
-SK_CLONES void write_group(const ProxGroup<O>& op, const O* duals, const Tile& tile, int64_t cols,
+template <class Op, class T, class O>
+SK_CLONES void write_group(const Op& op, const O* duals, const Tile& tile, int64_t cols,
                            int64_t begin, int64_t end, O factor, T* params, StreamCopy stream,
                            Found& found) {
+  Tally<O> tally;
   each_run(tile, cols, begin, end, [&](int64_t, int64_t place, int64_t n) SK_INLINED {
     write_entries<true>(op, duals + place, &factor, n, duals + place + n, params + place, stream,
-                        found);
+                        tally, found);
   });
+  tally.flush(found);
 }
 
 // `count` whole tiles side by side, or one that is cut, of at most kTogether entries each.
-template <class T, class O>
-SK_CLONES void small_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int64_t group,
+template <class Op, class T, class O>
+SK_CLONES void small_groups(const ProxCall<Op>& call, const ProxTensor<T>& x, int64_t group,
                             const Tile& tile, int64_t count, ProxScratch<O>& scratch,
                             Found& found) {
-  const ProxGroup<O>& op = call.op;
+  const Op& op = call.op;
   const int64_t cols = x.tiling.cols, n = tile.entries(), across = count * tile.width;
   const int64_t first = tile.row * cols + tile.col;
   const O *duals = x.duals + first, *next = duals + across;
@@ -306,30 +197,18 @@ SK_CLONES void small_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int
   for (int64_t g = 0; g < count; ++g) factors[g] = sk::sqrt(factors[g]);
   factors_of(op, x.thresholds[tile.kind], count, factors, x.alive ? x.alive + group : nullptr,
              found);
-  const bool wide = tile.width >= kBlock;
   const O* spreads = factors;
-  if (!wide && tile.width > 1) {
-    O* out = scratch.factors.sized(across);
-    if (tile.width <= 4) {
-      spread<4>(factors, count, tile.width, out);
-    } else {
-      spread<Lines<O>::kWide>(factors, count, tile.width, out);
-    }
+  if (tile.width > 1) {
+    O* out = scratch.factors.sized(across + kPeriod * tile.width);
+    spread(factors, count, tile.width, scratch.periods, out);
     spreads = out;
   }
+  Tally<O> tally;
   for (int64_t r = 0; r < tile.height; ++r) {
-    const O *own = duals + r * cols, *ahead = next + r * cols;
-    T* params = x.params + first + r * cols;
-    if (!wide) {
-      write_entries<false>(op, own, spreads, across, ahead, params, call.stream, found);
-      continue;
-    }
-    for (int64_t at = 0; at < across; at += tile.width) {
-      write_entries<true>(op, own + at, factors++, tile.width, ahead + at, params + at, call.stream,
-                          found);
-    }
-    factors -= count;
+    write_entries<false>(op, duals + r * cols, spreads, across, next + r * cols,
+                         x.params + first + r * cols, call.stream, tally, found);
   }
+  tally.flush(found);
 }
 
 }  // namespace sk::cpu

@@ -18,8 +18,8 @@ namespace sk::cpu {
 int64_t groups_together(const Tiling& tiling) { return whole_lines(kChunkSize / tiling.entries()); }
 
 // Groups [group, end) of a tensor whose groups have at most a chunk.
-template <class T>
-void span_of_groups(const ProxCall<T>& call, const ProxTensor<T>& x, int64_t group, int64_t end,
+template <class Op, class T>
+void span_of_groups(const ProxCall<Op>& call, const ProxTensor<T>& x, int64_t group, int64_t end,
                     ProxScratch<opmath_t<T>>& scratch, Found& found) {
   using O = opmath_t<T>;
   const Tiling& tiling = x.tiling;
@@ -58,8 +58,8 @@ struct LargeGroup {
   O factor;
 };
 
-template <class T>
-void large_groups(const ProxCall<T>& call, const std::vector<ProxTensor<T>>& tensors,
+template <class Op, class T>
+void large_groups(const ProxCall<Op>& call, const std::vector<ProxTensor<T>>& tensors,
                   std::vector<LargeGroup<opmath_t<T>>>& groups, std::vector<Found>& found) {
   using O = opmath_t<T>;
   std::vector<int64_t> numels;
@@ -105,14 +105,14 @@ void large_groups(const ProxCall<T>& call, const std::vector<ProxTensor<T>>& ten
 }
 
 // What every tensor holds afterwards; parts are added in an order that no thread count changes.
-template <class T>
-std::vector<Found> prox_lists(const ProxCall<T>& call, const std::vector<Segment>& segments) {
+template <class T, class Op>
+std::vector<Found> prox_lists(const ProxCall<Op>& call, const std::vector<Segment>& segments) {
   using O = opmath_t<T>;
   std::vector<ProxTensor<T>> tensors;
   std::vector<LargeGroup<O>> large;
   std::vector<int64_t> spans;  // a chunk of these for every span of groups
   for (size_t t = 0; t < segments.size(); ++t) {
-    const auto& x = tensors.emplace_back(segments[t], call, int64_t(t));
+    const auto& x = tensors.emplace_back(segments[t], call.thresholds, int64_t(t));
     const Tiling& tiling = x.tiling;
     const int64_t groups = tiling.groups(), together = groups_together(tiling);
     if (tiling.entries() > kChunkSize) {
@@ -168,10 +168,12 @@ std::tuple<Tensor, Tensor, Tensor> prox_group_cpu(const TensorList& params, cons
       bytes += s.numel * int64_t(sizeof(T) + sizeof(O));
       own |= s.data[0] == s.data[1];
     }
-    const ProxCall<T> call{prox_group_functor<O>(lam, delta, nonnegative),
-                           static_cast<const O*>(thresholds.data_ptr()),
-                           bytes > kStreamBytes && !own ? stream_copy : nullptr};
-    const std::vector<Found> found = prox_lists(call, segments);
+    const StreamCopy stream = bytes > kStreamBytes && !own ? stream_copy : nullptr;
+    const auto found = dispatch_bool(lam != 0 || nonnegative, [&]<bool kEntries>() {
+      const auto op = prox_group_functor<O, kEntries>(lam, delta, nonnegative);
+      return prox_lists<T>(ProxCall{op, static_cast<const O*>(thresholds.data_ptr()), stream},
+                           segments);
+    });
     for (size_t t = 0; t < found.size(); ++t) {
       static_cast<int64_t*>(live.data_ptr())[t] = found[t].live;
       static_cast<int64_t*>(groups.data_ptr())[t] = found[t].groups;

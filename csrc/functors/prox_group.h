@@ -58,11 +58,15 @@ SK_HD Tiling make_tiling(int64_t numel, int64_t cols, int64_t height, int64_t wi
   return {rows, cols, height, width, 1};
 }
 
-template <class O>
+// kEntries: whether entries have a threshold of their own, or a sign that they must not have.
+template <class O, bool kEntries = true>
 struct ProxGroup {
+  using Math = O;
   O lam, lower, delta;  // lower = -lam, or -inf where theta must not be negative
 
-  SK_HD O shrunk(O dual) const { return shrink(dual, lower, lam); }
+  SK_HD O shrunk(O dual) const {
+    return kEntries ? shrink(dual, lower, lam) : dual + O(0);  // -0.0 becomes +0.0 either way
+  }
   // 0 says that the group is dead: 1 - threshold / norm of a live one is not 0
   static SK_HD O factor(O norm, O threshold) {
     const O kept = O(1) - threshold / norm;
@@ -84,8 +88,8 @@ struct ProxGroup {
   }
 };
 
-template <class O>
-ProxGroup<O> prox_group_functor(double lam, double delta, bool nonnegative) {
+template <class O, bool kEntries = true>
+ProxGroup<O, kEntries> prox_group_functor(double lam, double delta, bool nonnegative) {
   const O bound = O(lam);
   return {bound, nonnegative ? -std::numeric_limits<O>::infinity() : -bound, O(delta)};
 }
