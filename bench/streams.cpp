@@ -103,7 +103,8 @@ void add_streams(std::vector<Group>& groups, const TensorList& tensors,
 
 // Reads, updates and writes whole lines of the tensors, past the caches where asked to. Returns
 // the bytes moved: an update counts twice.
-int64_t move_streams(TensorList read, TensorList update, TensorList write, bool past) {
+int64_t move_streams(const TensorList& read, const TensorList& update, const TensorList& write,
+                     bool past) {
   static const StreamCopy stream_copy = pick_stream_copy();
   static volatile uint64_t kept;
   std::vector<Group> groups;

@@ -96,7 +96,7 @@ SK_CLONES uint32_t largest(const uint32_t* numbers, int64_t n) {
 void check_range(const char* op, const TensorList& index, const std::vector<Segment>& segments) {
   struct None {};
   std::vector<int64_t> numels;
-  for (const Tensor& t : index) numels.push_back(t.numel());
+  for (const Listed& t : index) numels.push_back(t.numel());
   const ChunkPlan plan(numels);
   std::vector<uint32_t> most(size_t(plan.chunks()));
   for_each_chunk<None>(plan, numels, [&](int t, int64_t begin, int64_t end, int64_t chunk, None&) {

@@ -45,7 +45,7 @@ void mask_unpack_cpu(const TensorList& words, const TensorList& masks) {
   if (masks.empty()) return;
   check_words("mask_unpack_", masks, words);
   std::vector<const void*> inputs;
-  for (const Tensor& t : words) inputs.push_back(t.data_ptr());
+  for (const Listed& t : words) inputs.push_back(t.data_ptr());
   UnpackedWords op;
   op.inputs = inputs.data();
   for_each(op, make_segments({&masks}, {}, {}));

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
@@ -13,12 +12,9 @@
 #include <vector>
 
 #include "../core/mask.h"
+#include "tensor_list.h"
 
 namespace sk {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using TensorList = std::vector<Tensor>;
 
 inline ScalarType math_type(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -51,7 +47,7 @@ inline int32_t raw_dtype(ScalarType t) {
 struct Shape {
   int64_t dim, *sizes;
 
-  explicit Shape(const Tensor& t) {
+  explicit Shape(const Listed& t) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t.get(), &dim));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
   }
@@ -63,14 +59,14 @@ struct Shape {
 struct Place {
   int32_t type, index;
 
-  explicit Place(const Tensor& t) {
+  explicit Place(const Listed& t) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
   }
   bool operator==(const Place& o) const { return type == o.type && index == o.index; }
 };
 
-inline bool has_dtype(const Tensor& t, ScalarType dtype, int32_t raw) {
+inline bool has_dtype(const Listed& t, ScalarType dtype, int32_t raw) {
   if (raw < 0) return t.scalar_type() == dtype;
   int32_t own;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &own));
@@ -118,7 +114,7 @@ inline void check_distinct(const char* op, std::initializer_list<const TensorLis
   const size_t mask = std::bit_ceil(2 * count + 1) - 1;
   std::vector<void*> seen(mask + 1, nullptr);
   for (const TensorList* list : written) {
-    for (const Tensor& t : *list) {
+    for (const Listed& t : *list) {
       void* p = t.data_ptr();
       if (p == nullptr || t.numel() == 0) continue;
       // addresses are multiples of 64 as a rule: the product spreads them over the table
@@ -131,13 +127,17 @@ inline void check_distinct(const char* op, std::initializer_list<const TensorLis
   }
 }
 
-// One small tensor of scalars that a kernel reads on its device.
+// One small tensor of scalars that a kernel reads on its device, which is that of `beside`.
 inline void check_scalars(const char* op, const char* name, const Tensor& t, int64_t numel,
-                          ScalarType dtype, const TensorList& lead) {
+                          ScalarType dtype, const Tensor& beside) {
   STD_TORCH_CHECK(t.numel() == numel && t.scalar_type() == dtype && t.is_contiguous() &&
-                      t.device() == lead[0].device(),
+                      t.device() == beside.device(),
                   op, ": ", name, " must be contiguous with ", numel,
                   " elements of the math dtype on the tensors' device");
+}
+inline void check_scalars(const char* op, const char* name, const Tensor& t, int64_t numel,
+                          ScalarType dtype, const TensorList& lead) {
+  check_scalars(op, name, t, numel, dtype, Tensor(lead[0]));
 }
 
 }  // namespace sk

@@ -183,7 +183,7 @@ inline void check_digit(int64_t shift, int64_t bits, int64_t key_bits) {
 
 inline int64_t count_chunks(const TensorList& tensors) {
   int64_t chunks = 0;
-  for (const Tensor& t : tensors) chunks += chunks_of(t.numel());
+  for (const Listed& t : tensors) chunks += chunks_of(t.numel());
   return chunks;
 }
 
@@ -322,10 +322,9 @@ inline ScalarType check_zo_combine(const TensorList& tensors, const TensorList& 
 inline void check_zo_key(const Tensor& key, const Tensor& counter, const Tensor& seed,
                          int64_t stream) {
   constexpr const char* kOp = "zo_key_";
-  const TensorList home{key};
-  check_scalars(kOp, "key", key, 1, ScalarType::Long, home);
-  check_scalars(kOp, "counter", counter, 1, ScalarType::Long, home);
-  check_scalars(kOp, "seed", seed, 1, ScalarType::Long, home);
+  check_scalars(kOp, "key", key, 1, ScalarType::Long, key);
+  check_scalars(kOp, "counter", counter, 1, ScalarType::Long, key);
+  check_scalars(kOp, "seed", seed, 1, ScalarType::Long, key);
   STD_TORCH_CHECK(stream >= 0 && stream < (int64_t(1) << 32), kOp, ": stream out of range");
 }
 
