@@ -72,17 +72,17 @@ Tensor adabreg_step_cpu(const TensorList& params, const TensorList& grads, const
         using O = opmath_t<T>;
         const auto read =
             readout_of<T, kDual>(lr, lam, delta, weight_decay, nonnegative, dual_leak, fine_scale);
-        return dispatch_plain < kDual != Dual::kOwn &&
-               !kCounts > (read, scalars, [&]<bool kPlain>() {
-                 auto functor = adabreg_functor<T, kDual, kCounts, kPlain>(
-                     read, lr, delta, beta1, beta2, eps, maximize, step);
-                 functor.step_sizes = data_or_null<O>(step_sizes);
-                 functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
-                 functor.last_row = int32_t(rows - 1);
-                 const auto* own = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
-                 const AdaBregStep<T, kDual, kCounts, kPlain> op{functor, own};
-                 return live_result(for_each(op, segments).live);
-               });
+        constexpr bool kMayBePlain = kDual != Dual::kOwn && !kCounts;
+        return dispatch_plain<kMayBePlain>(read, scalars, [&]<bool kPlain>() {
+          auto functor = adabreg_functor<T, kDual, kCounts, kPlain>(read, lr, delta, beta1, beta2,
+                                                                    eps, maximize, step);
+          functor.step_sizes = data_or_null<O>(step_sizes);
+          functor.bias2_sqrts = data_or_null<O>(bias2_sqrts);
+          functor.last_row = int32_t(rows - 1);
+          const auto* own = device_scalars<O>(kOp, "scalars", scalars, kStepScalars, params);
+          const AdaBregStep<T, kDual, kCounts, kPlain> op{functor, own};
+          return live_result(for_each(op, segments).live);
+        });
       });
     });
   });

@@ -66,10 +66,12 @@ def test_zo_norm2_and_gram(core, name, distribution, masked):
 def far(core, numel: int, first: int, count: int, **arguments):
     """A run on the chunk at element ``first`` of a tensor with ``numel`` elements, and its window.
 
-    The tensor begins so far before the window that the chunk falls on it.
+    The tensor begins so far before the window that the chunk falls on it, round the end of the
+    address space where the window's own address is small.
     """
     window = torch.zeros(count)
-    segment = core.Segment(numel, [window.data_ptr() - 4 * first] * 2, **arguments)
+    begin = (window.data_ptr() - 4 * first) % 2**64
+    segment = core.Segment(numel, [begin] * 2, **arguments)
     return core.Run([segment], chunks=[first // CHUNK]), window
 
 
