@@ -60,10 +60,15 @@ INFO = [f'-DSK_BUILD_TORCH="{torch.__version__}"', f'-DSK_BUILD_FLAGS="{" ".join
 
 
 def cuda_version() -> str | None:
-    """CUDA version of the nvcc that torch's build helper would use, or None."""
+    """CUDA version of the toolkit that torch's build helper would use, or None.
+
+    An nvcc alone is not one: the host compiler needs the headers, too.
+    """
     home = cpp_extension.CUDA_HOME
-    nvcc = Path(home, "bin", "nvcc") if home else None
-    if nvcc is None or not nvcc.exists():
+    if not home or not Path(home, "include", "cuda_runtime_api.h").exists():
+        return None
+    nvcc = Path(home, "bin", "nvcc")
+    if not nvcc.exists():
         return None
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     return text.rpartition("release ")[2].partition(",")[0]
@@ -82,7 +87,10 @@ def want_cuda() -> bool:
             f"{torch.__version__} is a CPU build"
         )
     if nvcc is None:
-        sys.exit("sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs nvcc; set CUDA_HOME to a toolkit")
+        sys.exit(
+            "sparse-kernels: SPARSE_KERNELS_BUILD=cuda needs nvcc and the headers beside it; "
+            "set CUDA_HOME to a toolkit"
+        )
     if nvcc.partition(".")[0] != built.partition(".")[0]:
         sys.exit(
             f"sparse-kernels: nvcc is CUDA {nvcc} and torch was built with CUDA {built}; "

@@ -186,6 +186,9 @@ def fake_nvcc(folder, release):
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
     nvcc.chmod(0o755)
+    header = folder / "include" / "cuda_runtime_api.h"
+    header.parent.mkdir()
+    header.touch()
     return str(folder)
 
 
@@ -199,9 +202,12 @@ def test_cuda_asked_of_a_cpu_torch(source, tmp_path):
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
 def test_cuda_toolkit_of_another_major(source, tmp_path):
-    done = setup(source, SPARSE_KERNELS_BUILD="cuda", CUDA_HOME=str(tmp_path))
-    assert "needs nvcc; set CUDA_HOME to a toolkit" in failed_build(done)
     home = fake_nvcc(tmp_path / "cuda", "9.2")
+    bare = fake_nvcc(tmp_path / "bare", "9.2")
+    (tmp_path / "bare" / "include" / "cuda_runtime_api.h").unlink()
+    for incomplete in (str(tmp_path), bare):
+        done = setup(source, SPARSE_KERNELS_BUILD="cuda", CUDA_HOME=incomplete)
+        assert "set CUDA_HOME to a toolkit" in failed_build(done)
     text = failed_build(setup(source, SPARSE_KERNELS_BUILD="cuda", CUDA_HOME=home))
     assert f"nvcc is CUDA 9.2 and torch was built with CUDA {torch.version.cuda}" in text
 

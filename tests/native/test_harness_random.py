@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 
 import pytest
 import torch
@@ -66,12 +67,11 @@ def test_zo_norm2_and_gram(core, name, distribution, masked):
 def far(core, numel: int, first: int, count: int, **arguments):
     """A run on the chunk at element ``first`` of a tensor with ``numel`` elements, and its window.
 
-    The tensor begins so far before the window that the chunk falls on it, round the end of the
-    address space where the window's own address is small.
+    The tensor begins so far before the window that the chunk falls on it: the window is mapped, for
+    the heap may begin too low.
     """
-    window = torch.zeros(count)
-    begin = (window.data_ptr() - 4 * first) % 2**64
-    segment = core.Segment(numel, [begin] * 2, **arguments)
+    window = torch.frombuffer(mmap.mmap(-1, 4 * count), dtype=torch.float32)
+    segment = core.Segment(numel, [window.data_ptr() - 4 * first] * 2, **arguments)
     return core.Run([segment], chunks=[first // CHUNK]), window
 
 
