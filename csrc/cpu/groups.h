@@ -99,12 +99,12 @@ template <class Op, class O>
 SK_HD void factors_of(const Op& op, O threshold, int64_t count, O* norms, uint8_t* alive,
                       Found& found) {
   double value = 0;
-  int64_t groups = 0;
+  Bits<O> groups = 0;  // as wide as what is compared
 #pragma omp simd reduction(+ : value, groups)
   for (int64_t g = 0; g < count; ++g) {
     const O norm = norms[g], factor = op.factor(norm, threshold);
     value += op.value(norm, threshold, factor);
-    groups += factor != O(0);
+    groups += factor != O(0) ? 1 : 0;
     norms[g] = factor;
   }
   found.norms += value;

@@ -83,8 +83,9 @@ struct ProxGroup {
   }
   // of a group's part of the value, without delta
   static SK_HD double value(O norm, O threshold, O factor) {
-    const double t = double(threshold), n = double(norm);
-    return factor != O(0) ? t * (n - t) : 0.0;
+    // a choice among floats: SSE2 has none among doubles by a comparison of floats
+    const O reached = factor != O(0) ? norm : threshold;
+    return double(threshold) * (double(reached) - double(threshold));
   }
 };
 
