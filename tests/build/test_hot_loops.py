@@ -45,7 +45,6 @@ WORD = "for (int i = 0; i < 32; ++i) "
 SCALAR_LOOPS = [
     ScalarLoop("default", "", "", "[a-zA-Z_]I[dm]", WIDE),  # templates of double and uint64_t
     ScalarLoop("default", "cpu/block.h", WORD + "keep[", "", SHIFTS),
-    ScalarLoop("default", "cpu/block.h", "for (int i = 0; i < n; ++i) {", "RestoreSgd", FMA),
     ScalarLoop("default", "cpu/generate.h", WORD, "", SHIFTS),
     ScalarLoop("default", "cpu/generate.h", "for (int j = 0; j < 2 * kCalls", "", FMA),
     ScalarLoop("default", "cpu/gram.h", "for (int i = 0; i < n; ++i) lanes[i]", "", LOADS),
