@@ -29,6 +29,8 @@ BITS = 0.125  # bytes per element of a bit mask
 class Pass:
     """Arrays that one sweep must move, each as bytes per element of the list.
 
+    ``Touched`` ones are read or updated at scattered lines.
+
     Attributes:
         read: arrays that are read only.
         update: arrays that are read and written in place.
@@ -44,9 +46,30 @@ class Pass:
         return sum(self.read) + 2 * sum(self.update) + sum(self.write)
 
 
-def touched(density: float, size: int) -> float:
-    """Bytes per element of the cache lines that scattered entries of that density lie in."""
-    return round(size * (1.0 - (1.0 - density) ** (LINE // size)), 3)
+class Touched(float):
+    """Bytes per element of the cache lines that scattered entries of that density lie in.
+
+    Args:
+        density: of the entries.
+        size: bytes of an entry.
+        run: entries that lie together, where these are whole lines.
+
+    Attributes:
+        share: of the array's lines.
+        whole: bytes per element of the array.
+        lines: cache lines that lie together.
+    """
+
+    share: float
+    whole: int
+    lines: int
+
+    def __new__(cls, density: float, size: int, run: int = 1) -> Touched:
+        lines = run * size // LINE
+        share = density if lines else 1.0 - (1.0 - density) ** (LINE // size)
+        made = super().__new__(cls, round(size * share, 3))
+        made.share, made.whole, made.lines = share, size, max(lines, 1)
+        return made
 
 
 @dataclass(frozen=True)

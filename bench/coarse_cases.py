@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import sparse_kernels as sk
 
-from .cases import Case, Data, Make, Pass, per_backend, touched
+from .cases import Case, Data, Make, Pass, Touched, per_backend
 
 LAM, DENSITY = 0.5, 0.05
 FOREVER = 10**9  # coarse steps: the phase does not end while it is timed
@@ -116,7 +116,7 @@ def coarse(data: Data, cls: type, options: dict[str, Any], form: str, rows: bool
     elif rows:
         step_pass = Pass((DENSITY * data.size,), own_states, (DENSITY * data.size,))
     else:  # scattered in gradient and parameter: whole lines, and a line is read to change a part
-        lines = touched(DENSITY, data.size)
+        lines = Touched(DENSITY, data.size)
         step_pass = Pass((lines, *index), (*own_states, lines))
     kind = ("adabreg" if adam else "linbreg") + (" momentum" if "momentum" in options else "")
     where = "rows" if rows else form
@@ -143,7 +143,7 @@ def refresh(data: Data) -> Case:
     passes = (
         Pass((dual,), write=(0.125,)),
         Pass((0.125,), write=(entries,)),
-        Pass((entries, touched(DENSITY, dual)), write=(DENSITY * dual,)),
+        Pass((entries, Touched(DENSITY, dual)), write=(DENSITY * dual,)),
     )
     return Case("active set and copies", passes, fused, (eager,), graphs=())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sparse_kernels as sk
 
-from .cases import BITS, Case, Data, Make, Pass, touched
+from .cases import BITS, Case, Data, Make, Pass, Touched
 from .coarse_cases import DENSITY, LAM, live_duals
 from .sam_cases import as_matrices
 
@@ -94,7 +94,7 @@ def apply(data: Data) -> Case:
     def fused(backend: str) -> None:
         sk.mask_apply_(tensors, words, backend=backend)
 
-    passes = (Pass((BITS,), (touched(0.5, data.size),)),)
+    passes = (Pass((BITS,), (Touched(0.5, data.size),)),)
     return Case("mask_apply 50 %", passes, fused, (eager,))
 
 
@@ -230,7 +230,7 @@ def entries(data: Data, scatter: bool) -> Case:
             return sk.scatter_entries_(tensors, chosen, values, backend=backend)
         return sk.gather_entries(tensors, chosen, out=values, backend=backend)
 
-    numbers, packed, lines = 4 * DENSITY, data.size * DENSITY, touched(DENSITY, data.size)
+    numbers, packed, lines = 4 * DENSITY, data.size * DENSITY, Touched(DENSITY, data.size)
     if scatter:
         return Case("scatter_entries 5 %", (Pass((numbers, packed), (lines,)),), fused, (put,))
     return Case("gather_entries 5 %", (Pass((numbers, lines), write=(packed,)),), fused, (gather,))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from . import step_cases
-from .cases import BITS, Case, Data, Make, Pass, parameters, per_backend, touched
+from .cases import BITS, Case, Data, Make, Pass, Touched, parameters, per_backend
 from .step_cases import BASES, RHO, SGD_OPTIONS, base_graph, base_pass
 
 
@@ -105,13 +105,14 @@ class Masked:
         label: of the row.
         sparsity: fraction that is not perturbed.
         pattern: as for ``SSAM``.
-        blocks: dead entries come in runs longer than a cache line, so that they cost nothing.
+        run: entries that are dead or live together, if those are whole cache lines: then dead ones
+            cost nothing.
     """
 
     label: str
     sparsity: float
     pattern: str = "unstructured"
-    blocks: bool = False
+    run: int = 1
 
     def passes(self, size: int) -> tuple[Pass, ...]:
         """Of a step with SGD and momentum: norm, ascent with packed backup, base step.
@@ -121,12 +122,11 @@ class Masked:
         """
         density = 1.0 - self.sparsity
         live = density * size
-        if self.blocks:
-            ascent = Pass((live, BITS), (live,), (live,))
+        lines = Touched(density, size, self.run)
+        ascent = Pass((lines, BITS), (lines,), (live,))
+        if self.run > 1:
             base = Pass((size, live, BITS), (size, size - live), (live,))
         else:
-            lines = touched(density, size)
-            ascent = Pass((lines, BITS), (lines,), (live,))
             base = Pass((size, live, BITS), (size, size))
         return Pass((size,)), ascent, base
 
@@ -135,7 +135,7 @@ MASKS = (
     Masked("ssam 50 %", 0.5),
     Masked("ssam 90 %", 0.9),
     Masked("ssam 2:4", 0.5, "2:4"),
-    Masked("ssam rows 90 %", 0.9, "row", blocks=True),
+    Masked("ssam rows 90 %", 0.9, "row", run=1000),
 )
 
 

@@ -3,6 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "../csrc/core/macros.h"
@@ -14,15 +18,53 @@ namespace sk::bench {
 constexpr int64_t kLine = kStreamAlign;    // bytes
 constexpr int64_t kWords = kLine / 8;      // of 64 bits in a line
 constexpr int64_t kBlock = 4;              // lines of every array before the next block's
-constexpr int64_t kTurn = 128;             // lines of the longest arrays before shorter ones' turn
+constexpr int64_t kTurn = 2048;            // lines of the longest arrays before shorter ones' turn
 constexpr int kMost = 3;                   // arrays of one length that are read, or updated
+constexpr int64_t kPattern = 16384;        // lines after which the touched ones repeat
+constexpr size_t kAhead = 128;             // touched lines that are asked for before their turn
 constexpr uint64_t kAdded = 1;             // to every word that is updated
 constexpr uint64_t kWritten = 0x01010101;  // into every word that is only written
+
+// An array of which scattered lines are touched, in one word each.
+struct Scattered {
+  uint64_t* data;
+  std::vector<int64_t> touched;  // lines of every kPattern, ascending; then the first of the next
+  size_t count;
+
+  Scattered(void* array, double share, int64_t run) : data(static_cast<uint64_t*>(array)) {
+    std::vector<int64_t> runs(static_cast<size_t>(kPattern / run));
+    std::iota(runs.begin(), runs.end(), 0);
+    std::shuffle(runs.begin(), runs.end(), std::mt19937_64(1));
+    runs.resize(size_t(std::max(std::lround(share * double(runs.size())), 1L)));
+    std::sort(runs.begin(), runs.end());
+    for (const int64_t r : runs) {
+      for (int64_t i = 0; i < run; ++i) touched.push_back(r * run + i);
+    }
+    count = touched.size();
+    for (size_t i = 0; i < kAhead; ++i) touched.push_back(touched[i] + kPattern);
+  }
+  // Returns how many lines of [begin, end) were touched.
+  template <bool kUpdate>
+  int64_t touch(int64_t begin, int64_t end, uint64_t& sum) const {
+    int64_t visited = 0;
+    for (int64_t first = begin / kPattern * kPattern; first < end; first += kPattern) {
+      const auto own = touched.begin(), last = own + int64_t(count);
+      const auto to = std::lower_bound(own, last, end - first);
+      for (auto at = std::lower_bound(own, last, begin - first); at < to; ++at, ++visited) {
+        __builtin_prefetch(data + (first + at[kAhead]) * kWords, kUpdate, kUpdate ? 3 : 2);
+        uint64_t& word = data[(first + *at) * kWords];
+        kUpdate ? word += kAdded : sum += word;
+      }
+    }
+    return visited;
+  }
+};
 
 // Arrays of one length: they move line by line together, as in a kernel.
 struct Group {
   int64_t lines = 0;
   std::vector<uint64_t*> read, update, write;
+  std::vector<Scattered> touch_read, touch_update;
   // lines before a turn: groups of all lengths advance side by side
   int64_t before(int64_t turn, int64_t turns) const {
     return turn == turns ? lines : int64_t(double(lines) / double(turns) * double(turn));
@@ -84,26 +126,33 @@ Mover mover_of(const Group& group) {
   return movers[group.read.size()][group.update.size()];
 }
 
+Group& group_of(std::vector<Group>& groups, const Listed& t) {
+  const int64_t lines = t.numel() * int64_t(t.element_size()) / kLine;
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % kLine == 0, "streams: alignment");
+  const auto group =
+      std::find_if(groups.begin(), groups.end(), [=](const Group& g) { return g.lines == lines; });
+  if (group != groups.end()) return *group;
+  groups.push_back(Group{});
+  groups.back().lines = lines;
+  return groups.back();
+}
+
 void add_streams(std::vector<Group>& groups, const TensorList& tensors,
                  std::vector<uint64_t*> Group::* list) {
   for (const auto& t : tensors) {
-    const int64_t lines = t.numel() * int64_t(t.element_size()) / kLine;
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % kLine == 0, "streams: alignment");
-    auto group = std::find_if(groups.begin(), groups.end(),
-                              [=](const Group& g) { return g.lines == lines; });
-    if (group == groups.end()) {
-      group = groups.insert(groups.end(), Group{});
-      group->lines = lines;
-    }
-    ((*group).*list).push_back(static_cast<uint64_t*>(t.data_ptr()));
-    STD_TORCH_CHECK(group->read.size() <= kMost && group->update.size() <= kMost,
+    Group& group = group_of(groups, t);
+    (group.*list).push_back(static_cast<uint64_t*>(t.data_ptr()));
+    STD_TORCH_CHECK(group.read.size() <= kMost && group.update.size() <= kMost,
                     "streams: too many arrays of one length");
   }
 }
 
-// Reads, updates and writes whole lines of the tensors, past the caches where asked to. Returns
-// the bytes moved: an update counts twice.
+// Reads, updates and writes the lines of the tensors, past the caches where asked to; of the
+// touched ones only a share, in runs of so many lines; both stand in the order of the lists, those
+// that are read before those that are updated. Returns the bytes moved: an update counts twice.
 int64_t move_streams(const TensorList& read, const TensorList& update, const TensorList& write,
+                     const TensorList& touch_read, const TensorList& touch_update,
+                     const std::vector<double>& shares, const std::vector<int64_t>& runs,
                      bool past) {
   static const StreamCopy stream_copy = pick_stream_copy();
   static volatile uint64_t kept;
@@ -111,21 +160,38 @@ int64_t move_streams(const TensorList& read, const TensorList& update, const Ten
   add_streams(groups, read, &Group::read);
   add_streams(groups, update, &Group::update);
   add_streams(groups, write, &Group::write);
-  int64_t longest = 0, moved = 0;
+  STD_TORCH_CHECK(
+      shares.size() == touch_read.size() + touch_update.size() && runs.size() == shares.size(),
+      "streams: a share and a run for every touched array");
+  for (size_t i = 0; i < shares.size(); ++i) {
+    const bool updates = i >= touch_read.size();
+    const Listed& t = updates ? touch_update[i - touch_read.size()] : touch_read[i];
+    Group& group = group_of(groups, t);
+    (updates ? group.touch_update : group.touch_read)
+        .emplace_back(t.data_ptr(), shares[i], runs[i]);
+  }
+  int64_t longest = 0;
+  std::atomic<int64_t> moved = 0;
   for (const Group& g : groups) {
     longest = std::max(longest, g.lines);
     moved += g.lines * int64_t(g.read.size() + 2 * g.update.size() + g.write.size());
   }
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), longest);
-  // arrays of one length need no turns but a thread's own
-  const int64_t turns = groups.size() > 1 ? std::max(longest / kTurn, threads) : threads;
+  // whole arrays of one length need no turns but a thread's own
+  const bool together = groups.size() == 1 && shares.empty();
+  const int64_t turns = together ? threads : std::max(longest / kTurn, threads);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     uint64_t sum = 0;
+    int64_t touched = 0;
     for (int64_t turn = turns * first / threads; turn < turns * last / threads; ++turn) {
-      for (const Group& g : groups)
-        mover_of(g)(g, g.before(turn, turns), g.before(turn + 1, turns),
-                    past ? stream_copy : nullptr, sum);
+      for (const Group& g : groups) {
+        const int64_t begin = g.before(turn, turns), end = g.before(turn + 1, turns);
+        mover_of(g)(g, begin, end, past ? stream_copy : nullptr, sum);
+        for (const Scattered& s : g.touch_read) touched += s.touch<false>(begin, end, sum);
+        for (const Scattered& s : g.touch_update) touched += 2 * s.touch<true>(begin, end, sum);
+      }
     }
+    moved += touched;
     if (past) stream_fence();
     kept = sum;
   });
@@ -133,7 +199,9 @@ int64_t move_streams(const TensorList& read, const TensorList& update, const Ten
 }
 
 STABLE_TORCH_LIBRARY(sparse_kernels_bench, m) {
-  m.def("move_streams(Tensor[] read, Tensor(a!)[] update, Tensor(b!)[] write, bool past) -> int");
+  m.def(
+      "move_streams(Tensor[] read, Tensor(a!)[] update, Tensor(b!)[] write, Tensor[] touch_read, "
+      "Tensor(c!)[] touch_update, float[] shares, int[] runs, bool past) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels_bench, CompositeExplicitAutograd, m) {
   m.impl("move_streams", TORCH_BOX(&move_streams));

@@ -349,6 +349,9 @@ def bump_versions(args: Sequence[ListArg]) -> None:
     """Tell autograd that the mutated tensors changed; ops registered from C++ do not."""
     if torch.compiler.is_compiling():
         return  # functionalisation tracks mutation there
-    mutated = [t for a in args if a.mutated and a.tensors is not None for t in a.tensors]
+    mutated: list[Tensor] = []
+    for a in args:
+        if a.mutated and a.tensors is not None:
+            mutated += a.tensors
     if mutated:
         torch.autograd.graph.increment_version(mutated)

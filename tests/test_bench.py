@@ -10,11 +10,12 @@ import torch
 
 from bench import __main__ as bench
 from bench import _harness as harness
+from bench import _measure as measure
 from bench import _output as output
 from bench import _roofs as roofs
 from bench import _targets as targets
 from bench import bregman_cases, model_shapes, plot, sam_cases, tables, zo_cases
-from bench.cases import Case, Data, Pass, touched
+from bench.cases import Case, Data, Pass, Touched
 
 SIZE = ["--elements", "4096", "--rounds", "1", "--no-compile", "--warm"]
 TINY = ["--suite", "zo", *SIZE]
@@ -93,9 +94,10 @@ def test_bytes_follow_from_the_passes():
 
 
 def test_scattered_entries_cost_the_lines_they_lie_in():
-    assert touched(1.0, 4) == 4
-    assert touched(0.05, 4) == pytest.approx(4 * (1 - 0.95**16), abs=1e-3)
-    assert touched(0.05, 2) == pytest.approx(2 * (1 - 0.95**32), abs=1e-3)
+    assert Touched(1.0, 4) == 4
+    assert Touched(0.05, 4) == pytest.approx(4 * (1 - 0.95**16), abs=1e-3)
+    assert Touched(0.5, 4, run=1000) == 2 and Touched(0.5, 4, run=1000).lines == 62
+    assert Touched(0.05, 2) == pytest.approx(2 * (1 - 0.95**32), abs=1e-3)
 
 
 def test_bytes_of_the_steps():
@@ -108,7 +110,7 @@ def test_bytes_of_the_steps():
     assert found["linbreg rows of 64"] == 20
     assert found["coarse linbreg, active gradient"] == 1.0
     assert found["coarse linbreg, dense gradient"] == pytest.approx(
-        0.05 * (8 + 4) + 3 * touched(0.05, 4), abs=1e-6
+        0.05 * (8 + 4) + 3 * Touched(0.05, 4), abs=1e-6
     )
     assert bregman_cases.linbreg(half).bytes_per_element == 12
     assert sam_cases.sam_step(data, "sgd").bytes_per_element == 40
@@ -137,8 +139,8 @@ def test_streams_move_the_bytes_of_the_model():
     move = roofs.streams_op()
     assert move is not None, "g++ and ninja are part of the development environment"
     made = roofs.Roofs(8192, torch.float32, "cpu")
-    passes = (Pass((4, 0.125), (2,), (4,)), Pass((4,)))
-    run = made.streams(passes)
+    case = Case("two", (Pass((4, 0.125), (2,), (4,)), Pass((4,))), lambda _: None, ())
+    run = made.variants(case)["streams"]
     assert run() == made.bytes["streams"] == 8192 * (12.125 + 4)
 
 
@@ -150,13 +152,47 @@ def test_streams_touch_every_line_once(past, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        moved = roofs.streams_op()([read], [update], [write], past)
+        moved = roofs.streams_op()([read], [update], [write], [], [], [], [], past)
     finally:
         torch.set_num_threads(before)
     assert moved == 64 * (131 + 2 * 77 + 5)
     assert (read == 1).all()
     assert (update.view(torch.int64) == 0x0101010101010102).all()
     assert (write.view(torch.int64) == 0x01010101).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_scattered_streams_touch_their_share_of_the_lines(threads):
+    """Beside a longer array, so that turns begin and end between the pattern's words."""
+    longer = torch.ones(64 * 20001, dtype=torch.uint8)
+    read, update = (torch.ones(64 * 16384, dtype=torch.uint8) for _ in range(2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        moved = roofs.streams_op()([longer], [], [], [read], [update], [0.5, 0.25], [1, 8], False)
+    finally:
+        torch.set_num_threads(before)
+    assert moved == 64 * (20001 + 8192 + 2 * 4096)
+    words = update.view(torch.int64).view(-1, 8)
+    assert (words[:, 1:] == 0x0101010101010101).all() and (read == 1).all()
+    added = words[:, 0] - 0x0101010101010101
+    assert set(added.tolist()) == {0, 1} and added.sum() == 4096
+    assert (added.view(-1, 8).sum(1) % 8 == 0).all()  # in runs of 8
+
+
+def test_a_case_with_scattered_entries_has_two_loops_and_the_faster_one_counts():
+    made = roofs.Roofs(1 << 16, torch.float32, "cpu")
+    case = Case("scattered", (Pass((Touched(0.05, 4), 0.2)),), lambda _: None, ())
+    runs = made.variants(case)
+    assert made.bytes["streams"] == round(65536 * (Touched(0.05, 4) + 0.2))
+    assert runs["streams"]() == pytest.approx(made.bytes["streams"], rel=1e-2)
+    assert runs["whole streams"]() == 65536 * 4 + round(65536 * 0.2 / 64) * 64
+    data = Data.make([(1 << 16,)], torch.float32, "cpu")
+    setting = measure.Setting("masks", data, "fp32", "cpu", ["cpp"], roofs=made)
+    one, two = (harness.Samples([t], [t]) for t in (1e-3, 2e-3))
+    for slow, fast in (("streams", "whole streams"), ("whole streams", "streams")):
+        row = measure.against("cpp", case, {"cpp": two, slow: two, fast: one}, setting)
+        assert row["percent_of_streams"] == pytest.approx(50, rel=1e-3)
 
 
 def test_a_missing_compiler_leaves_the_column_empty(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -47,20 +48,34 @@ void live_mask_cpu(const TensorList& duals, const TensorList& words, double lam,
   dtype == ScalarType::Double ? run.operator()<double>() : run.operator()<float>();
 }
 
-// Numbers of the entries of a block, and of the ones of a tile.
+constexpr int kAtOnce = 8;  // numbers that are written without a look at how many there are
+
+// Numbers of the ones of a tile.
 struct OneNumbers {
-  alignas(kStreamAlign) uint32_t entries[kBlock], ones[kRankTile + kPackSlack];
+  alignas(kStreamAlign) uint32_t ones[kRankTile + kAtOnce];
 };
 
-SK_CLONES void index_tile(const Segment& segment, int64_t begin, int64_t end, OneNumbers& numbers) {
-  static const Gather<uint32_t> gather = pick_gather<uint32_t>();
-  int64_t ones = 0;
-  for (int64_t first = begin; first < end; first += kBlock) {
-    const int n = int(std::min<int64_t>(kBlock, end - first));
-    if (!any_bit(segment.mask + first / 32, n)) continue;
-    for (int i = 0; i < kBlock; ++i) numbers.entries[i] = uint32_t(first) + uint32_t(i);
-    ones += gather(numbers.entries, segment.mask + first / 32, n, numbers.ones + ones);
+// out[j] = first + the place of the j-th one of n entries; returns their number.
+SK_HD int64_t number_ones(const uint32_t* words, int64_t n, uint32_t first, uint32_t* out) {
+  const uint32_t* const begin = out;
+  for (int64_t at = 0; at < n; at += 64, first += 64) {
+    uint64_t bits = existing_bits(words[at / 32], n - at);
+    if (n - at > 32) bits |= uint64_t(existing_bits(words[at / 32 + 1], n - at - 32)) << 32;
+    const int ones = std::popcount(bits);
+    for (int done = 0; done < ones; done += kAtOnce) {
+#pragma GCC unroll 8
+      for (int k = 0; k < kAtOnce; ++k, bits &= bits - 1) {
+        out[done + k] = first + uint32_t(std::countr_zero(bits));
+      }
+    }
+    out += ones;
   }
+  return out - begin;
+}
+
+SK_CLONES void index_tile(const Segment& segment, int64_t begin, int64_t end, OneNumbers& numbers) {
+  const int64_t ones =
+      number_ones(segment.mask + begin / 32, end - begin, uint32_t(begin), numbers.ones);
   // the places that exist: all of them, but for ranks of another mask
   const int64_t place = segment.ranks[begin / kRankTile] - segment.ranks[0];
   const int64_t from = std::clamp<int64_t>(-place, 0, ones);

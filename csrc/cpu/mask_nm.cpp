@@ -165,12 +165,18 @@ class NmChunk {
     }
   }
 
-  // The processor does not foresee so many short pieces of rows.
-  SK_HD void ask_for(int64_t first, int64_t n) {
+  // Asks for `wide` columns of a row; where they would begin behind the last column, for the first
+  // ones of the row that is `height` below. The processor does not foresee so many short pieces.
+  SK_HD void ask_for(int64_t row, int64_t height, int64_t col, int64_t last, int64_t wide) {
     if constexpr (Keys::kRandom) return;
     using Storage = typename Keys::Storage;
-    const auto* scores = static_cast<const Storage*>(segment_.data[0]) + first;
-    for (int64_t i = 0; i < n; i += int64_t(kStreamAlign / sizeof(Storage))) {
+    if (col >= last) {
+      row += height;
+      col -= last;
+    }
+    if (row >= rows_) return;
+    const auto* scores = static_cast<const Storage*>(segment_.data[0]) + row * cols_;
+    for (int64_t i = col; i < std::min(col + wide, cols_); i += kStreamAlign / sizeof(Storage)) {
       __builtin_prefetch(scores + i);
     }
   }
@@ -190,7 +196,7 @@ class NmChunk {
       for (int64_t col = column_at(begin); col < last; col += wide) {
         const int groups = int(std::min<int64_t>(wide, last - col));
         for (int64_t c = 0; c < height; ++c) {
-          ask_for((row + c) * cols_ + col + wide, std::min<int64_t>(wide, last - col - wide));
+          ask_for(row + c, height, col + 2 * wide, last, wide);
           fill_keys(source_, segment_, (row + c) * cols_ + col, groups, keys + c * wide);
         }
         keep_best(keys, height, wide, groups, kept);

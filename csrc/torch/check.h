@@ -44,24 +44,13 @@ inline int32_t raw_dtype(ScalarType t) {
 
 // Straight from the shim: a step asks hundreds of tensors, and the accessors of
 // torch::stable::Tensor translate every enum by further calls.
-struct Shape {
-  int64_t dim, *sizes;
-
-  explicit Shape(const Listed& t) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t.get(), &dim));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
-  }
-  bool operator==(const Shape& o) const {
-    return dim == o.dim && std::equal(sizes, sizes + dim, o.sizes);
-  }
-};
-
 struct Place {
-  int32_t type, index;
+  int32_t type, index = 0;
 
   explicit Place(const Listed& t) {
+    static const int32_t kCpu = aoti_torch_device_type_cpu();  // of which there is one
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+    if (type != kCpu) TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
   }
   bool operator==(const Place& o) const { return type == o.type && index == o.index; }
 };
@@ -82,14 +71,13 @@ inline void check_list(const char* op, const char* name, const TensorList& list,
   const int32_t raw = raw_dtype(dtype);
   const Place home(lead[0]);
   for (size_t i = 0; i < list.size(); ++i) {
-    STD_TORCH_CHECK(&list == &lead || list[i].numel() == lead[i].numel(), op, ": ", name, "[", i,
-                    "] has ", list[i].numel(), " elements, expected ", lead[i].numel());
+    STD_TORCH_CHECK(list[i].numel() == lead[i].numel(), op, ": ", name, "[", i, "] has ",
+                    list[i].numel(), " elements, expected ", lead[i].numel());
     STD_TORCH_CHECK(has_dtype(list[i], dtype, raw), op, ": ", name, "[", i,
                     "] has the wrong dtype");
     STD_TORCH_CHECK(list[i].is_contiguous(), op, ": ", name, "[", i, "] must be contiguous");
     STD_TORCH_CHECK(Place(list[i]) == home, op, ": ", name, "[", i, "] is on another device");
-    STD_TORCH_CHECK(&list == &lead || Shape(list[i]) == Shape(lead[i]), op, ": ", name, "[", i,
-                    "] has another shape");
+    STD_TORCH_CHECK(list[i].same_shape(lead[i]), op, ": ", name, "[", i, "] has another shape");
   }
 }
 

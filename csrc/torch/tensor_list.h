@@ -6,10 +6,18 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
+
+// Of Python's stable ABI; absent where torch runs without Python.
+extern "C" {
+__attribute__((weak)) void* PyGILState_GetThisThreadState();
+__attribute__((weak)) int PyGILState_Ensure();
+__attribute__((weak)) void PyGILState_Release(int);
+}
 
 namespace sk {
 
@@ -18,10 +26,16 @@ using torch::stable::Tensor;
 
 #if defined(TORCH_STABLE_ONLY)
 
-// One tensor of a list, valid as long as the list.
+// One tensor of a list, valid as long as the list. Torch is asked once for what checks and segments
+// want of every tensor: a question to its C interface is a call.
 class Listed {
  public:
   explicit Listed(AtenTensorHandle handle) : handle_(handle) {}
+  void look() {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle_, &dim_));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle_, &sizes_));
+    for (int64_t d = 0; d < dim_; ++d) numel_ *= sizes_[d];
+  }
   operator Tensor() const {  // a handle of its own
     AtenTensorHandle copy;
     TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle_, &copy));
@@ -30,14 +44,12 @@ class Listed {
 
   AtenTensorHandle get() const { return handle_; }
   void* data_ptr() const {
-    void* data;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
-    return data;
+    if (!data_) TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data_));
+    return data_;
   }
-  int64_t numel() const {
-    int64_t numel;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle_, &numel));
-    return numel;
+  int64_t numel() const { return numel_; }
+  bool same_shape(const Listed& o) const {
+    return dim_ == o.dim_ && std::equal(sizes_, sizes_ + dim_, o.sizes_);
   }
   bool is_contiguous() const {
     bool contiguous;
@@ -51,13 +63,35 @@ class Listed {
 
  private:
   AtenTensorHandle handle_;
+  int64_t dim_ = 0, *sizes_ = nullptr, numel_ = 1;
+  mutable void* data_ = nullptr;
+};
+
+// The interpreter's lock, for a thread that came from Python. Dropping the last reference but the
+// Python object's takes it, tensor by tensor, unless the thread has it already: a sixth of a call
+// with hundreds of tensors. Such a thread takes it on its way back in any case, so that nobody can
+// wait for it who does not already.
+class PythonLock {
+ public:
+  PythonLock()
+      : held_(PyGILState_GetThisThreadState && PyGILState_GetThisThreadState()),
+        state_(held_ ? PyGILState_Ensure() : 0) {}
+  PythonLock(const PythonLock&) = delete;
+  PythonLock& operator=(const PythonLock&) = delete;
+  ~PythonLock() {
+    if (held_) PyGILState_Release(state_);
+  }
+
+ private:
+  bool held_;
+  int state_;
 };
 
 class TensorList {
  public:
   TensorList() = default;
   // takes the handles of a list that torch hands over, and the list itself
-  explicit TensorList(StableListHandle list) {
+  explicit TensorList(StableListHandle list) : TensorList() {
     size_t size = 0;
     TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
     tensors_.reserve(size);
@@ -65,6 +99,7 @@ class TensorList {
       StableIValue item;
       TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
       tensors_.emplace_back(torch::stable::detail::to<AtenTensorHandle>(item));
+      tensors_.back().look();
     }
     TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   }
@@ -74,6 +109,8 @@ class TensorList {
     return *this;
   }
   ~TensorList() {
+    if (tensors_.empty()) return;
+    const PythonLock lock;
     for (const Listed& t : tensors_) aoti_torch_delete_tensor_object(t.get());
   }
 

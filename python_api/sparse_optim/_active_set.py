@@ -8,7 +8,7 @@ walk the whole tensors under a bit mask instead. Both give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class ActiveSet:
         self._runs: dict[Tensor, int] = {}
         self._words: dict[Tensor, Tensor] = {}  # per entry
         self._copies: dict[Tensor, dict[str, Tensor]] = {}
-        self._given: set[Tensor] = set()  # whose gradient is in the copies already
+        self._given: dict[Tensor, Tensor] = {}  # gradients of the active entries
 
     def forget(self) -> None:
         """Drop everything that can be made anew from the state."""
@@ -106,9 +106,10 @@ class ActiveSet:
             words = pack_mask([a.bool() for a in alive], backend=self.backend)
         for p, w in zip(params, words, strict=True):
             state[p]["active"] = w
-            for made in (self.counts, self._index, self._runs, self._words, self._copies):
+            for made in (
+                self.counts, self._index, self._runs, self._words, self._copies, self._given,
+            ):  # fmt: skip
                 made.pop(p, None)
-            self._given.discard(p)
 
     def locate(self, group: dict[str, Any], params: Iterable[Tensor], state: State) -> None:
         """Find the active entries of parameters that are not known here yet."""
@@ -150,7 +151,7 @@ class ActiveSet:
     # -- their state -------------------------------------------------------------------------
 
     def copy(self, p: Tensor, state: State) -> dict[str, Tensor]:
-        """The copies of one parameter: "param", "grad", "dual" and its other state by name."""
+        """The copies of one parameter: "param", "dual" and its other state by name."""
         self._gather([p], state)
         return self._copies[p]
 
@@ -169,14 +170,11 @@ class ActiveSet:
             )  # fmt: skip
             for p, values in zip(has, found, strict=True):
                 self._copies[p][name] = values
-        for p in params:
-            if "grad" not in self._copies[p]:
-                self._copies[p]["grad"] = torch.empty_like(self._copies[p]["param"])
 
     def give_gradient(self, p: Tensor, values: Tensor, state: State) -> None:
         """Take the gradient of the active entries, in the order of ``index``."""
-        self.copy(p, state)["grad"].copy_(values.reshape(-1))
-        self._given.add(p)
+        like = self.copy(p, state)["param"]
+        self._given[p] = values.detach().reshape(-1).to(like)
 
     def drop_gradients(self) -> None:
         """Forget the gradients that were given."""
@@ -185,28 +183,29 @@ class ActiveSet:
     @torch.no_grad()
     def mask_gradient_(self, group: dict[str, Any], p: Tensor, state: State) -> None:
         """``p.grad`` as a coarse step takes it: +0.0 off A, on A what was given, if it was."""
-        given = p in self._given
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         mask_apply_([p.grad], [self._entry_words(group, p, state)], backend=self.backend)
-        if given:
-            self._scatter([p], lambda p: p.grad, "grad")  # type: ignore[arg-type,return-value]
-            self._given.discard(p)
+        if p in self._given:
+            self._scatter([p], [p.grad], [self._given.pop(p)])
 
     def has_gradient(self, p: Tensor) -> bool:
         """Whether the next coarse step has a gradient for a parameter."""
         return p in self._given or p.grad is not None
 
     def take_gradients(self, params: Sequence[Tensor], state: State) -> list[Tensor]:
-        """Copies of the active entries' gradients; those that are there already stay."""
+        """The gradients of the active entries: what was given, else copies."""
         self._gather(params, state)
         dense = [p for p in params if p not in self._given]
+        for p in dense:
+            if "grad" not in self._copies[p]:
+                self._copies[p]["grad"] = torch.empty_like(self._copies[p]["param"])
         gather_entries(
             [p.grad for p in dense],  # type: ignore[misc]
             [self._index[p] for p in dense], [self._runs[p] for p in dense],
             out=[self._copies[p]["grad"] for p in dense], backend=self.backend,
         )  # fmt: skip
-        return [self._copies[p]["grad"] for p in params]
+        return [self._given[p] if p in self._given else self._copies[p]["grad"] for p in params]
 
     def work(self, params: list[Tensor], state: State, names: Iterable[str]) -> Work:
         """Copies for one kernel call of a coarse step, gradients included."""
@@ -224,28 +223,29 @@ class ActiveSet:
 
     def show(self, params: list[Tensor]) -> None:
         """Write what a step made of the active weights into their parameters."""
-        self._given.difference_update(params)
+        for p in params:
+            self._given.pop(p, None)
         if self.write_through:
-            self._scatter(params, lambda p: p, "param")
+            self._scatter(params, params, [self._copies[p]["param"] for p in params])
 
-    def _scatter(self, params: list[Tensor], target: Callable[[Tensor], Tensor], name: str) -> None:
+    def _scatter(self, params: list[Tensor], into: list[Tensor], values: list[Tensor]) -> None:
         scatter_entries_(
-            [target(p) for p in params], [self._index[p] for p in params],
-            [self._copies[p][name] for p in params], [self._runs[p] for p in params],
+            into, [self._index[p] for p in params], values, [self._runs[p] for p in params],
             backend=self.backend,
         )  # fmt: skip
 
     @torch.no_grad()
     def write_back(self, state: State) -> None:
-        """Put the copies where they came from, and drop them but for gradients not yet used."""
+        """Put the copies where they came from, and drop them; gradients not yet used stay."""
         params = list(self._copies)
         for name in dict.fromkeys(n for c in self._copies.values() for n in c if n != "grad"):
             own = [p for p in params if name in self._copies[p]]
+            values = [self._copies[p][name] for p in own]
             if name != "param":
-                self._scatter(own, lambda p, n=name: state[p][n], name)  # type: ignore[misc]
+                self._scatter(own, [state[p][name] for p in own], values)
             elif not self.write_through:
-                self._scatter(own, lambda p: p, name)
-        self._copies = {p: {"grad": self._copies[p]["grad"]} for p in self._given}
+                self._scatter(own, own, values)
+        self._copies.clear()
 
 
 def _may_wait(p: Tensor) -> bool:

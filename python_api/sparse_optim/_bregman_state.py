@@ -158,7 +158,7 @@ class BregmanState(_Base):
     def set_active_gradient(self, p: Tensor, values: Tensor) -> None:
         """Give the gradient of the active entries alone, in place of ``p.grad``, to the next step.
 
-        ``zero_grad`` drops it.
+        The step reads it where it is, as it does ``p.grad``; ``zero_grad`` drops it.
 
         Args:
             p: a parameter of this optimizer.

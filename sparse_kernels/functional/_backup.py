@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._check import (
-    ListArg,
-)
+from .._check import ListArg
 from .._group import Group
 
 

@@ -7,11 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .._check import (
-    ListArg,
-    check_lists,
-    grouped,
-)
+from .._check import ListArg, check_lists, grouped
 from .._group import Group
 from ._scalars import key_word
 

@@ -10,17 +10,22 @@ from torch import Tensor
 from .._check import ListArg, check_lists, check_tensor_list, grouped, tiles_for
 
 
-def _tile_counts(op: str, masks: Sequence[Tensor], backend: str | None) -> list[Tensor]:
+def _check_masks(op: str, masks: Sequence[Tensor]) -> list[int]:
+    """Tiles of every mask."""
     check_tensor_list(op, "masks", masks)
     for i, m in enumerate(masks):
         if m.dtype != torch.int32:
             raise ValueError(f"{op}: masks[{i}] is {m.dtype}, expected int32 words")
-    counts = [m.new_empty(tiles_for(32 * m.numel()), dtype=torch.int64) for m in masks]
+    return [tiles_for(32 * m.numel()) for m in masks]
+
+
+def _count(
+    op: str, masks: Sequence[Tensor], counts: Sequence[Tensor], backend: str | None
+) -> None:
     args = [ListArg("masks", masks), ListArg("counts", counts, kind="counts")]
     whole = check_lists(op, args, floating=False)
     for g in grouped("mask_count_", backend, args, ordered=True, whole=whole):
         g.run(g.lists["masks"], g.lists["counts"])
-    return counts
 
 
 def count_ones(masks: Sequence[Tensor], *, backend: str | None = None) -> list[Tensor]:
@@ -41,7 +46,11 @@ def count_ones(masks: Sequence[Tensor], *, backend: str | None = None) -> list[T
         >>> count_ones(pack_mask([torch.tensor([True, False, True])]))
         [tensor(2)]
     """
-    return [c.sum() for c in _tile_counts("count_ones", masks, backend)]
+    op = "count_ones"
+    tiles = _check_masks(op, masks)
+    counts = [m.new_empty(n, dtype=torch.int64) for m, n in zip(masks, tiles, strict=True)]
+    _count(op, masks, counts, backend)
+    return [c.sum() for c in counts]
 
 
 def mask_ranks(masks: Sequence[Tensor], *, backend: str | None = None) -> list[Tensor]:
@@ -72,11 +81,13 @@ def _ranks_and_total(
     op: str, masks: Sequence[Tensor], backend: str | None
 ) -> tuple[list[Tensor], Tensor]:
     """What ``mask_ranks`` returns, and the number of all ones."""
-    counts = _tile_counts(op, masks, backend)
-    if not counts:
+    tiles = _check_masks(op, masks)
+    if not masks:
         return [], torch.zeros((), dtype=torch.int64)
-    if any(c.device != counts[0].device for c in counts):
+    if any(m.device != masks[0].device for m in masks):
         raise ValueError(f"{op}: the masks are on several devices")
-    flat = torch.cat(counts)
-    before = flat.cumsum(0) - flat
-    return list(before.split([c.numel() for c in counts])), flat.sum()
+    flat = masks[0].new_empty(1 + sum(tiles), dtype=torch.int64)
+    flat[0] = 0
+    _count(op, masks, flat[1:].split(tiles), backend)
+    before = flat.cumsum(0)
+    return list(before[:-1].split(tiles)), before[-1]

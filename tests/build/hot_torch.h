@@ -48,7 +48,7 @@ class Tensor {
   size_t element_size() const { return size_of(type_); }
   bool is_contiguous() const { return true; }
   const Tensor* get() const { return this; }
-  int64_t* sizes() const { return const_cast<int64_t*>(&numel_); }  // of one dimension
+  bool same_shape(const Tensor& o) const { return numel_ == o.numel_; }  // one dimension
   int device() const { return 0; }
 
  private:
@@ -89,10 +89,7 @@ void parallel_for(int64_t begin, int64_t end, int64_t, const F& f) {
 
 // The C functions under the accessors; none of them fails.
 #define TORCH_ERROR_CODE_CHECK(call) static_cast<void>(call)
-inline int aoti_torch_get_dim(const torch::stable::Tensor*, int64_t* out) { return *out = 1, 0; }
-inline int aoti_torch_get_sizes(const torch::stable::Tensor* t, int64_t** out) {
-  return *out = t->sizes(), 0;
-}
+inline int32_t aoti_torch_device_type_cpu() { return 0; }
 inline int aoti_torch_get_device_type(const torch::stable::Tensor*, int32_t* out) {
   return *out = 0;
 }
