@@ -1,9 +1,9 @@
 """The rates that bound a row: in place, copy, and the row's own streams, measured in its rounds.
 
 The streams' roof is a loop in C++ that reads, updates and writes arrays of the case's own widths,
-pass by pass, and computes nothing (streams.cpp). Where a case touches scattered lines, there are two
-such loops, one that touches as many lines and one that walks over all of them, as processors are
-good at; the roof is the faster one. torch builds them at the first use, into its own cache of
+pass by pass, and computes nothing (streams.cpp). Where a case touches scattered lines there are two
+such loops, one that touches as many lines and one that walks over all of them, as processors do
+best; the roof is the faster one. torch builds them at the first use, into its own cache of
 extensions. They are for CPUs: on a GPU the copy is the roof. Where there is no compiler the column
 stays empty.
 """
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .cases import LINE, Case, Pass, Touched
 

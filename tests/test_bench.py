@@ -96,7 +96,8 @@ def test_bytes_follow_from_the_passes():
 def test_scattered_entries_cost_the_lines_they_lie_in():
     assert Touched(1.0, 4) == 4
     assert Touched(0.05, 4) == pytest.approx(4 * (1 - 0.95**16), abs=1e-3)
-    assert Touched(0.5, 4, run=1000) == 2 and Touched(0.5, 4, run=1000).lines == 62
+    assert Touched(0.5, 4, run=1000) == 2
+    assert Touched(0.5, 4, run=1000).lines == 62
     assert Touched(0.05, 2) == pytest.approx(2 * (1 - 0.95**32), abs=1e-3)
 
 
@@ -174,9 +175,11 @@ def test_scattered_streams_touch_their_share_of_the_lines(threads):
         torch.set_num_threads(before)
     assert moved == 64 * (20001 + 8192 + 2 * 4096)
     words = update.view(torch.int64).view(-1, 8)
-    assert (words[:, 1:] == 0x0101010101010101).all() and (read == 1).all()
+    assert (words[:, 1:] == 0x0101010101010101).all()
+    assert (read == 1).all()
     added = words[:, 0] - 0x0101010101010101
-    assert set(added.tolist()) == {0, 1} and added.sum() == 4096
+    assert set(added.tolist()) == {0, 1}
+    assert added.sum() == 4096
     assert (added.view(-1, 8).sum(1) % 8 == 0).all()  # in runs of 8
 
 

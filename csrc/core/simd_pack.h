@@ -1,5 +1,6 @@
-// Entries whose mask bit is 1, gathered from memory and put back. g++ vectorises neither, so the
-// 4- and 2-byte elements have AVX-512 intrinsics; everything else goes by words of the mask.
+// Entries whose mask bit is 1: gathered from memory and put back, and their numbers. g++ vectorises
+// none of it, so the 4- and 2-byte elements and the numbers have AVX-512 intrinsics; everything
+// else goes by words of the mask.
 #pragma once
 
 #include <bit>
@@ -55,6 +56,34 @@ int scatter_by_words(const T* packed, int64_t, const uint32_t* words, int n, con
     }
   }
   return int(packed - first);
+}
+
+// out[j] = first + the place of the j-th 1 of n entries; returns their number.
+using NumberOnes = int64_t (*)(const uint32_t* words, int64_t n, uint32_t first, uint32_t* out);
+
+// Entries [at, at + 64) of n.
+SK_HD uint64_t bits_at(const uint32_t* words, int64_t n, int64_t at) {
+  uint64_t bits = existing_bits(words[at / 32], n - at);
+  if (n - at > 32) bits |= uint64_t(existing_bits(words[at / 32 + 1], n - at - 32)) << 32;
+  return bits;
+}
+
+// Eight at a time, whether there are as many or not: no branch depends on fewer bits.
+SK_CLONES inline int64_t number_ones_by_bits(const uint32_t* words, int64_t n, uint32_t first,
+                                             uint32_t* out) {
+  const uint32_t* const begin = out;
+  for (int64_t at = 0; at < n; at += 64, first += 64) {
+    uint64_t bits = bits_at(words, n, at);
+    const int ones = std::popcount(bits);
+    for (int done = 0; done < ones; done += 8) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k, bits &= bits - 1) {
+        out[done + k] = first + uint32_t(std::countr_zero(bits));
+      }
+    }
+    out += ones;
+  }
+  return out - begin;
 }
 
 #if defined(__x86_64__)
@@ -128,6 +157,32 @@ SK_AVX512 int scatter_512(const T* packed, int64_t left, const uint32_t* words, 
   }
   return int(taken);
 }
+
+SK_AVX512 inline int64_t number_ones_512(const uint32_t* words, int64_t n, uint32_t first,
+                                         uint32_t* out) {
+  const uint32_t* const begin = out;
+  alignas(64) uint8_t places[64];
+  for (int i = 0; i < 64; ++i) places[i] = uint8_t(i);
+  const __m512i all = _mm512_load_si512(places);
+  for (int64_t at = 0; at < n; at += 64, first += 64) {
+    const uint64_t bits = bits_at(words, n, at);
+    const __m512i chosen = _mm512_maskz_compress_epi8(bits, all);
+    const __m512i from = _mm512_set1_epi32(int(first));
+    const auto put = [&](int j, __m128i sixteen) __attribute__((
+                         always_inline, target("avx512f,avx512bw,avx512vbmi2,popcnt"))) {
+      _mm512_storeu_si512(out + j, _mm512_add_epi32(from, _mm512_cvtepu8_epi32(sixteen)));
+    };
+    const int ones = __builtin_popcountll(bits);
+    put(0, _mm512_castsi512_si128(chosen));
+    if (ones > 16) put(16, _mm512_extracti32x4_epi32(chosen, 1));
+    if (ones > 32) {
+      put(32, _mm512_extracti32x4_epi32(chosen, 2));
+      put(48, _mm512_extracti32x4_epi32(chosen, 3));
+    }
+    out += ones;
+  }
+  return out - begin;
+}
 #undef SK_AVX512
 
 inline bool has_avx512_pack() {
@@ -153,6 +208,12 @@ Scatter<T> pick_scatter() {
   }
 #endif
   return scatter_by_words<T>;
+}
+inline NumberOnes pick_number_ones() {
+#if defined(__x86_64__)
+  if (has_avx512_pack()) return number_ones_512;
+#endif
+  return number_ones_by_bits;
 }
 
 }  // namespace sk

@@ -3,11 +3,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <vector>
 
 #include "../core/simd_bits.h"
+#include "../core/simd_pack.h"
 #include "../functors/compaction.h"
 #include "../torch/dispatch.h"
 #include "results.h"
@@ -48,32 +48,13 @@ void live_mask_cpu(const TensorList& duals, const TensorList& words, double lam,
   dtype == ScalarType::Double ? run.operator()<double>() : run.operator()<float>();
 }
 
-constexpr int kAtOnce = 8;  // numbers that are written without a look at how many there are
-
 // Numbers of the ones of a tile.
 struct OneNumbers {
-  alignas(kStreamAlign) uint32_t ones[kRankTile + kAtOnce];
+  alignas(kStreamAlign) uint32_t ones[kRankTile + kPackSlack];
 };
 
-// out[j] = first + the place of the j-th one of n entries; returns their number.
-SK_HD int64_t number_ones(const uint32_t* words, int64_t n, uint32_t first, uint32_t* out) {
-  const uint32_t* const begin = out;
-  for (int64_t at = 0; at < n; at += 64, first += 64) {
-    uint64_t bits = existing_bits(words[at / 32], n - at);
-    if (n - at > 32) bits |= uint64_t(existing_bits(words[at / 32 + 1], n - at - 32)) << 32;
-    const int ones = std::popcount(bits);
-    for (int done = 0; done < ones; done += kAtOnce) {
-#pragma GCC unroll 8
-      for (int k = 0; k < kAtOnce; ++k, bits &= bits - 1) {
-        out[done + k] = first + uint32_t(std::countr_zero(bits));
-      }
-    }
-    out += ones;
-  }
-  return out - begin;
-}
-
-SK_CLONES void index_tile(const Segment& segment, int64_t begin, int64_t end, OneNumbers& numbers) {
+void index_tile(const Segment& segment, int64_t begin, int64_t end, OneNumbers& numbers) {
+  static const NumberOnes number_ones = pick_number_ones();
   const int64_t ones =
       number_ones(segment.mask + begin / 32, end - begin, uint32_t(begin), numbers.ones);
   // the places that exist: all of them, but for ranks of another mask

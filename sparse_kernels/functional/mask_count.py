@@ -19,9 +19,7 @@ def _check_masks(op: str, masks: Sequence[Tensor]) -> list[int]:
     return [tiles_for(32 * m.numel()) for m in masks]
 
 
-def _count(
-    op: str, masks: Sequence[Tensor], counts: Sequence[Tensor], backend: str | None
-) -> None:
+def _count(op: str, masks: Sequence[Tensor], counts: Sequence[Tensor], backend: str | None) -> None:
     args = [ListArg("masks", masks), ListArg("counts", counts, kind="counts")]
     whole = check_lists(op, args, floating=False)
     for g in grouped("mask_count_", backend, args, ordered=True, whole=whole):
