@@ -21,20 +21,29 @@ struct NmScratch {
   Lines<uint8_t> kept, flags;
 };
 
-// Bits of entries [first, first + n) from one byte each. Other tasks may write the rest of the
-// first and the last word, which are 0 before.
-SK_HD void put_bits(uint32_t* words, int64_t first, const uint8_t* flags, int64_t n) {
+// Entries that no other task writes.
+struct Owned {
+  int64_t begin, end;
+};
+
+// Bits of entries [first, first + n) from one byte each. The first and the last word may belong to
+// others, too; they are 0 before.
+SK_HD void put_bits(uint32_t* words, int64_t first, const uint8_t* flags, int64_t n,
+                    const Owned& owned) {
   const int shift = int(first % 32);
   uint64_t carry = 0;
   for (int64_t at = 0; at < n + shift; at += 32) {
     const int64_t left = n - at;
     const uint64_t bits = left <= 0 ? 0 : existing_bits(bits_of_bytes(flags + at), left);
     carry |= bits << shift;
-    uint32_t& word = words[(first + at) / 32];
-    if ((at == 0 && shift) || left + shift < 32) {
-      std::atomic_ref<uint32_t>(word).fetch_or(uint32_t(carry), std::memory_order_relaxed);
-    } else {
+    const int64_t place = (first + at) / 32;
+    uint32_t& word = words[place];
+    if (!((at == 0 && shift) || left + shift < 32)) {
       word = uint32_t(carry);
+    } else if (32 * place >= owned.begin && 32 * place + 32 <= owned.end) {
+      word |= uint32_t(carry);
+    } else {
+      std::atomic_ref<uint32_t>(word).fetch_or(uint32_t(carry), std::memory_order_relaxed);
     }
     carry >>= 32;
   }
@@ -139,6 +148,7 @@ class NmChunk {
     Key* entries = scratch_.entries.room(m_ * wide);
     uint8_t* kept = scratch_.kept.room(m_ * wide);
     uint8_t* flags = scratch_.flags.room(m_ * wide + 32);
+    const Owned owned{entry_of(group_from(begin)), entry_of(last)};
     for (int64_t group = group_from(begin); group < last; group += wide) {
       const int groups = int(std::min<int64_t>(wide, last - group));
       const int64_t first = entry_of(group), count = entry_of(group + groups) - first;
@@ -161,7 +171,7 @@ class NmChunk {
           for (int64_t j = 0; j < count; ++j) flags[at + j * size + c] = kept[c * wide + g + j];
         }
       });
-      put_bits(words_, first, flags, count);
+      put_bits(words_, first, flags, count, owned);
     }
   }
 
@@ -192,8 +202,8 @@ class NmChunk {
         const int64_t at = std::clamp<int64_t>(entry - row * cols_, 0, height * cols_);
         return at == height * cols_ ? cols_ : at / height / 32 * 32;
       };
-      const int64_t last = column_at(end);
-      for (int64_t col = column_at(begin); col < last; col += wide) {
+      const int64_t from = column_at(begin), last = column_at(end);
+      for (int64_t col = from; col < last; col += wide) {
         const int groups = int(std::min<int64_t>(wide, last - col));
         for (int64_t c = 0; c < height; ++c) {
           ask_for(row + c, height, col + 2 * wide, last, wide);
@@ -201,7 +211,8 @@ class NmChunk {
         }
         keep_best(keys, height, wide, groups, kept);
         for (int64_t c = 0; c < height; ++c) {
-          put_bits(words_, (row + c) * cols_ + col, kept + c * wide, groups);
+          const int64_t start = (row + c) * cols_;
+          put_bits(words_, start + col, kept + c * wide, groups, {start + from, start + last});
         }
       }
     }
