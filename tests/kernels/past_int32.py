@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 
 import torch
@@ -20,7 +21,8 @@ PAGE = 4096  # elements of a window's part; whole pages of every dtype
 EDGE = 2**31
 NUMEL = EDGE + 5 * 65536 + 37
 WINDOWS = ((0, PAGE), (EDGE - PAGE, EDGE + PAGE), (NUMEL // PAGE * PAGE - PAGE, NUMEL))
-PROT_READ, PROT_WRITE = 1, 2
+PROT_READ, PROT_WRITE, MAP_FIXED = 1, 2, 16
+SINK = 1 << 24  # bytes
 KEY = torch.tensor(0x0123456789ABCDEF)
 ops = torch.ops.sparse_kernels
 libc = ctypes.CDLL(None, use_errno=True)
@@ -30,20 +32,50 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _alive: list[object] = []
 
 
-def zeros(dtype: torch.dtype, numel: int = NUMEL, part: int = 1) -> Tensor:
-    """Zeros that can be written inside the windows only; a window's places shrink by ``part``."""
-    size = -(-numel * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    address = libc.mmap(None, size, PROT_READ, flags, -1, 0)
+def mapped(at: int | None, size: int, access: int, flags: int, file: int = -1) -> int:
+    address = libc.mmap(at, size, access, flags, file, 0)
     assert address not in (None, ctypes.c_void_p(-1).value)
+    return address
+
+
+def pages(itemsize: int, part: int = 1) -> list[tuple[int, int]]:
+    """First byte and length of the windows' pages; a window's places shrink by ``part``."""
+    spans = []
     for begin, end in WINDOWS:
-        first = begin // part * dtype.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
-        bytes_ = (end + part - 1) // part * dtype.itemsize
-        last = -(-bytes_ // mmap.PAGESIZE) * mmap.PAGESIZE
-        assert libc.mprotect(address + first, last - first, PROT_READ | PROT_WRITE) == 0
+        first = begin // part * itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+        size = (end + part - 1) // part * itemsize
+        last = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        spans.append((first, last - first))
+    return spans
+
+
+def tensor_at(address: int, size: int, dtype: torch.dtype, numel: int) -> Tensor:
     buffer = (ctypes.c_char * size).from_address(address)
     _alive.append(buffer)
     return torch.frombuffer(buffer, dtype=dtype, count=numel)
+
+
+def zeros(dtype: torch.dtype, numel: int = NUMEL, part: int = 1) -> Tensor:
+    """Zeros that can be written inside the windows only."""
+    size = -(-numel * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    address = mapped(None, size, PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for first, length in pages(dtype.itemsize, part):
+        assert libc.mprotect(address + first, length, PROT_READ | PROT_WRITE) == 0
+    return tensor_at(address, size, dtype, numel)
+
+
+def sink(dtype: torch.dtype) -> Tensor:
+    """Takes every write and keeps those in the windows; elsewhere few pages stand for all."""
+    size = -(-NUMEL * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    anonymous, access = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, PROT_READ | PROT_WRITE
+    address = mapped(None, size, access, anonymous)
+    file = os.memfd_create("sink")
+    os.ftruncate(file, SINK)
+    for at in range(0, size, SINK):
+        mapped(address + at, min(SINK, size - at), access, mmap.MAP_SHARED | MAP_FIXED, file)
+    for first, length in pages(dtype.itemsize):
+        mapped(address + first, length, access, anonymous | MAP_FIXED)
+    return tensor_at(address, size, dtype, NUMEL)
 
 
 def windows(x: Tensor) -> list[Tensor]:
@@ -133,6 +165,9 @@ def masks() -> None:
         w[::2] = True
     ops.mask_pack_([bools], [words])
     assert torch.equal(words, mask())
+    unpacked = sink(torch.bool)
+    ops.mask_unpack_([words], [unpacked])
+    same(unpacked, own(bools), "unpacked mask")
     words ^= -1
     words[-1] &= (1 << NUMEL % 32) - 1
     x = filled(torch.bfloat16, 3)
@@ -217,7 +252,29 @@ def entries() -> None:
     assert int(words.count_nonzero()) == sum(int(b.count_nonzero()) for b in parts)
 
 
-CASES = (perturb, norms, bregman, masks, selection, patterns, directions, entries)
+def groups() -> None:
+    """Groups of 37 entries; those that a window cuts are zero."""
+    width = 37
+    numel = NUMEL // width * width
+    duals, params = filled(torch.float32, 9), sink(torch.bfloat16)
+    spans = [(-(-begin // width) * width, end // width * width) for begin, end in WINDOWS]
+    for (begin, end), (first, last) in zip(WINDOWS, spans, strict=True):
+        duals[begin:first] = 0
+        duals[last:end] = 0
+    numbers = torch.full((1, 4), 3.0), 0.25, 1.5, False
+    tiling = [width], [1], [width]
+    found = ops.prox_group_([params[:numel]], [duals[:numel]], [], *tiling, *numbers)
+    live = torch.zeros(2, dtype=torch.int64)
+    for first, last in spans:
+        wanted = torch.empty(last - first, dtype=torch.bfloat16)
+        part = ops.prox_group_([wanted], [duals[first:last]], [], *tiling, *numbers)
+        assert torch.equal(params[first:last], wanted)
+        live += torch.cat(part[:2])
+    assert torch.equal(torch.cat(found[:2]), live)
+    assert 0 < live[1] < sum(last - first for first, last in spans) // width
+
+
+CASES = (perturb, norms, bregman, masks, selection, patterns, directions, entries, groups)
 
 if __name__ == "__main__":
     {case.__name__: case for case in CASES}[sys.argv[1]]()
