@@ -20,7 +20,8 @@ from .sam_cases import sam_step
 from .step_cases import norm, perturb, restore, restore_step
 from .zo_cases import sums
 
-ROUNDS = 51  # calls of some microseconds
+ROUNDS, FEW = 51, 15  # calls of some microseconds; of milliseconds
+MANY = 1000  # tensors
 RESNET = "ResNet-50, tiny"
 
 
@@ -51,4 +52,5 @@ def all_cases(data: Data) -> list[Make]:
         lambda: whole_step(data, AdaBreg, adabreg(data)),
         lambda: sam_step(data, "sgd"),
     ]
-    return [lambda make=make: replace(make(), rounds=ROUNDS) for make in makes]  # type: ignore[misc]
+    rounds = ROUNDS if len(data.params) < MANY else FEW
+    return [lambda make=make: replace(make(), rounds=rounds) for make in makes]  # type: ignore[misc]

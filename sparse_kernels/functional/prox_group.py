@@ -57,30 +57,59 @@ class ProxStats(NamedTuple):
     value: Tensor
 
 
-def _threshold_table(
-    tilings: tuple[tuple[int, Tiling], ...], lam: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """[T, 4]: lam sqrt(n_g) of whole tiles, of narrow, of low and of narrow and low ones."""
-    rows = []
-    for numel, (cols, height, width) in tilings:
-        narrow, low = cols % width or width, (numel // cols) % height or height
-        sizes = (height * width, height * narrow, low * width, low * narrow)
-        rows.append([lam * math.sqrt(n) for n in sizes])
-    return torch.tensor(rows, dtype=torch.float64).to(dtype).to(device)
+class _Plan:
+    """The tilings of a list of tensors, checked, as the kernels want them."""
+
+    def __init__(self, numels: tuple[int, ...], tilings: tuple[Tiling, ...]) -> None:
+        self.numels = numels
+        self.tilings = tilings
+        if len(tilings) != len(numels):
+            raise ValueError(f"{_OP}: tilings has {len(tilings)} entries, params has {len(numels)}")
+        for i, (numel, tiling) in enumerate(zip(numels, tilings, strict=True)):
+            if min(tiling) < 1 or numel % tiling.cols or tiling.width > tiling.cols:
+                raise ValueError(
+                    f"{_OP}: tilings[{i}] {tuple(tiling)} does not divide params[{i}] of "
+                    f"{numel} elements into rows and tiles"
+                )
+        self.groups = [t.groups(numel) for numel, t in zip(numels, tilings, strict=True)]
+        self.cols = [t.cols for t in tilings]
+        self.heights = [t.height for t in tilings]
+        self.widths = [t.width for t in tilings]
+        self._thresholds: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+
+    def of(self, indices: Sequence[int]) -> _Plan:
+        """The plan of some of the tensors."""
+        if len(indices) == len(self.numels):
+            return self
+        return _plan(
+            tuple(self.numels[i] for i in indices), tuple(self.tilings[i] for i in indices)
+        )
+
+    def thresholds(self, lam: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """[T, 4]: lam sqrt(n_g) of whole tiles, of narrow, of low and of narrow and low ones."""
+        key = lam, dtype, device
+        table = self._thresholds.get(key)
+        if table is None:
+            rows = []
+            for numel, (cols, height, width) in zip(self.numels, self.tilings, strict=True):
+                narrow, low = cols % width or width, (numel // cols) % height or height
+                sizes = (height * width, height * narrow, low * width, low * narrow)
+                rows.append([lam * math.sqrt(n) for n in sizes])
+            table = torch.tensor(rows, dtype=torch.float64).to(dtype).to(device)
+            if len(self._thresholds) >= _KEPT:  # of a lam that moves
+                self._thresholds.clear()
+            self._thresholds[key] = table
+        return table
 
 
-_cached_threshold_table = functools.lru_cache(maxsize=64)(_threshold_table)
+_OP = "prox_group_"
+_KEPT = 8  # tables of a plan
+_cached_plan = functools.lru_cache(maxsize=64)(_Plan)
 
 
-def _check_tilings(op: str, params: Sequence[Tensor], tilings: Sequence[Tiling]) -> None:
-    if len(tilings) != len(params):
-        raise ValueError(f"{op}: tilings has {len(tilings)} entries, params has {len(params)}")
-    for i, (p, tiling) in enumerate(zip(params, tilings, strict=True)):
-        if min(tiling) < 1 or p.numel() % tiling.cols or tiling.width > tiling.cols:
-            raise ValueError(
-                f"{op}: tilings[{i}] {tuple(tiling)} does not divide params[{i}] of "
-                f"{p.numel()} elements into rows and tiles"
-            )
+def _plan(numels: tuple[int, ...], tilings: tuple[Tiling, ...]) -> _Plan:
+    # a graph under construction must not leave its fake tensors in the cache
+    return (_Plan if torch.compiler.is_compiling() else _cached_plan)(numels, tilings)
 
 
 @checked_by_kernel
@@ -137,31 +166,28 @@ def prox_group_(
         tensor([[1.5000, 2.0000],
                 [0.0000, 0.0000]])
     """
-    op = "prox_group_"
+    op = _OP
     check_tensor_list(op, "params", params)
-    tilings = [Tiling(*t) for t in tilings]
-    _check_tilings(op, params, tilings)
+    plan = _plan(
+        tuple([p.numel() for p in params]),
+        tuple([t if type(t) is Tiling else Tiling(*t) for t in tilings]),
+    )
     check_scalar(op, "lam_groups", lam_groups, 0.0)
     check_scalar(op, "lam", lam, 0.0)
     check_scalar(op, "delta", delta, 0.0, strict=True)
-    sizes = [t.groups(p.numel()) for p, t in zip(params, tilings, strict=True)]
     args = [
         ListArg("params", params, mutated=True),
         ListArg("duals", duals, kind="opmath", optional=False),
-        ListArg("alive", alive, mutated=True, kind=torch.uint8, sizes=sizes),
+        ListArg("alive", alive, mutated=True, kind=torch.uint8, sizes=plan.groups),
     ]
     whole = check_lists(op, args)
     parts = []
     for g in grouped(op, backend, args, ordered=True, whole=whole):
-        own = [tilings[i] for i in g.indices]
-        described = tuple((params[i].numel(), tilings[i]) for i in g.indices)
-        # a graph under construction must not leave its fake tensors in the cache
-        compiling = torch.compiler.is_compiling()
-        table = _threshold_table if compiling else _cached_threshold_table
-        thresholds = table(described, lam_groups, opmath_dtype(g.dtype), g.device)
+        own = plan.of(g.indices)
         found = g.run(
-            g.lists["params"], g.lists["duals"], g.lists["alive"], [t.cols for t in own],
-            [t.height for t in own], [t.width for t in own], thresholds, lam, delta, nonnegative,
+            g.lists["params"], g.lists["duals"], g.lists["alive"], own.cols, own.heights,
+            own.widths, own.thresholds(lam_groups, opmath_dtype(g.dtype), g.device), lam, delta,
+            nonnegative,
         )  # fmt: skip
         parts.append((g.indices, found))
     bump_versions(args)

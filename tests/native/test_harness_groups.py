@@ -9,7 +9,7 @@ import torch
 from native_lists import CHUNK, Lists, assert_same
 
 from sparse_kernels import Tiling
-from sparse_kernels.functional.prox_group import _threshold_table
+from sparse_kernels.functional.prox_group import _Plan
 from sparse_kernels.reference import prox_group_ref
 
 DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,7 +46,8 @@ def run(core, kind, described, duals, params, alive, scalars, **options):
         for (n, t), p, v, a in zip(described, params, duals, alive or params, strict=True)
     ]
     lam_groups, lam, delta, nonnegative = scalars
-    table = _threshold_table(tuple(described), lam_groups, torch.float32, torch.device("cpu"))
+    plan = _Plan(*map(tuple, zip(*described, strict=True)))
+    table = plan.thresholds(lam_groups, torch.float32, torch.device("cpu"))
     count = len(described)
     live, groups = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
     value = torch.zeros(count, dtype=torch.float64)
