@@ -90,8 +90,9 @@ def variants_of(case: Case, one: Case | None, setting: Setting) -> Variants:
     return made | (compiled(case) if setting.compiles else {})
 
 
+@torch.no_grad()
 def measure(case: Case, one: Case | None, setting: Setting) -> list[dict[str, Any]]:
-    """A row per backend."""
+    """A row per backend; without grad mode, as in an optimizer's step."""
     variants = variants_of(case, one, setting)
     limits = [r for r in (case.rounds, setting.rounds) if r is not None]
     rounds = min(limits, default=ROUNDS)
