@@ -136,12 +136,11 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
 
     # -- step --------------------------------------------------------------------------------
 
-    def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
-        """Create the state a step of ``p`` needs."""
+    def _prepare(self, group: dict[str, Any], p: Tensor, own: dict[str, Any]) -> None:
+        """Create what a step of ``p`` needs in its state."""
         for name in self._wanted_state(group):
-            if name not in self._own[p]:
-                zeros = torch.zeros_like(p, dtype=math_dtype(p), requires_grad=False)
-                self._own[p][name] = zeros
+            if name not in own:
+                own[name] = torch.zeros_like(p, dtype=math_dtype(p), requires_grad=False)
 
     def _count_steps(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Hook: these parameters take a step."""
@@ -150,8 +149,8 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
         """Names of the moments and buffers of a group."""
         return self._state_names
 
-    def _call_key(self, p: Tensor) -> tuple:
-        """Parameters with equal keys go into one kernel call."""
+    def _call_key(self, own: dict[str, Any]) -> tuple:
+        """Parameters whose states have equal keys go into one kernel call."""
         return ()
 
     @abc.abstractmethod
@@ -210,7 +209,7 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
             with_grad = [p for p in group["params"] if p.grad is not None]
             for p in with_grad:
                 check_dense_gradient(where, self.param_groups, p)
-                if self._has_dual(group, p) and "dual" not in self._own.get(p, {}):
+                if "dual" not in self._own.get(p, ()) and self._has_dual(group, p):
                     check_start(group, p, label(self.param_groups, p))
             if (full and self._freezes(group)) or group["reg"] == "nuclear":
                 self._check_finite(where, with_grad)
@@ -262,18 +261,20 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
         ]
         self._make_duals(group, params)
         self._count_steps(group, params)
-        calls: dict[tuple, list[Tensor]] = {}
+        calls: dict[tuple, tuple[list[Tensor], list[dict[str, Any]]]] = {}
         for p in params:
-            self._prepare(group, p)
+            entry = self._own[p]  # once: the hash of a tensor is a call of Python
+            self._prepare(group, p, entry)
             compact = frozen and self._active.compacts(p)
-            key = (compact, self._has_dual(group, p), *self._call_key(p))
-            calls.setdefault(key, []).append(p)
+            key = (compact, self._has_dual(group, p), *self._call_key(entry))
+            owners, states = calls.setdefault(key, ([], []))
+            owners.append(p)
+            states.append(entry)
         works = []
-        for (compact, with_dual, *_), own in calls.items():
+        for (compact, with_dual, *_), (own, state) in calls.items():
             if compact:
                 works.append(self._active.work(own, self._own, self._state_names))
                 continue
-            state = [self._own[p] for p in own]
             works.append(
                 Work(
                     own, own, [p.grad for p in own],  # type: ignore[misc]

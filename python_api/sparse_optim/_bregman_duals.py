@@ -86,9 +86,10 @@ class BregmanDuals(BregmanState):
 
     def _make_duals(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
-            if self._has_dual(group, p) and "dual" not in self._own[p]:
+            own = self._own[p]
+            if "dual" not in own and self._has_dual(group, p):
                 check_start(group, p, label(self.param_groups, p))
-                self._own[p]["dual"] = self._subgradient_dual(group, p)
+                own["dual"] = self._subgradient_dual(group, p)
 
     @torch.no_grad()
     def init_dual(self) -> None:

@@ -122,10 +122,10 @@ class ProxSGD(BregmanOptimizer):
     def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
         return self._state_names if group["momentum"] != 0.0 else ()
 
-    def _prepare(self, group: dict[str, Any], p: Tensor) -> None:
-        super()._prepare(group, p)
-        if p.dtype != math_dtype(p) and "master" not in self._own[p]:
-            self._own[p]["master"] = p.detach().to(math_dtype(p))
+    def _prepare(self, group: dict[str, Any], p: Tensor, own: dict[str, Any]) -> None:
+        super()._prepare(group, p, own)
+        if p.dtype != math_dtype(p) and "master" not in own:
+            own["master"] = p.detach().to(math_dtype(p))
 
     def _move(
         self, group: dict[str, Any], work: Work, coarse: bool

@@ -244,7 +244,8 @@ class AdaBreg(BregmanOptimizer):
         """On the device parameters that have always stepped together share one count."""
         if not group["capturable"]:
             for p in params:
-                self._own[p]["step"] = self._own[p].get("step", 0) + 1
+                own = self._own[p]
+                own["step"] = own.get("step", 0) + 1
             return
         fresh: dict[torch.device, Tensor] = {}
         for p in params:
@@ -282,9 +283,9 @@ class AdaBreg(BregmanOptimizer):
                 else:
                     self._own[p]["step"] = n
 
-    def _call_key(self, p: Tensor) -> tuple:
-        steps = self._own[p]["step"]
-        return id(steps) if isinstance(steps, Tensor) else steps, "count" in self._own[p]
+    def _call_key(self, own: dict[str, Any]) -> tuple:
+        steps = own["step"]
+        return id(steps) if isinstance(steps, Tensor) else steps, "count" in own
 
     def _after_refresh(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Start counting per coordinate in tensors where something freezes.
