@@ -244,8 +244,8 @@ class AdaBreg(BregmanOptimizer):
         """On the device parameters that have always stepped together share one count."""
         if not group["capturable"]:
             for p in params:
-                own = self._own[p]
-                own["step"] = own.get("step", 0) + 1
+                entry = self._own[p]
+                entry["step"] = entry.get("step", 0) + 1
             return
         fresh: dict[torch.device, Tensor] = {}
         for p in params:
