@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "../csrc/core/macros.h"
@@ -25,13 +27,12 @@ constexpr size_t kAhead = 128;             // touched lines that are asked for b
 constexpr uint64_t kAdded = 1;             // to every word that is updated
 constexpr uint64_t kWritten = 0x01010101;  // into every word that is only written
 
-// An array of which scattered lines are touched, in one word each.
-struct Scattered {
-  uint64_t* data;
-  std::vector<int64_t> touched;  // lines of every kPattern, ascending; then the first of the next
+// Which lines of every kPattern are touched.
+struct Pattern {
+  std::vector<int64_t> touched;  // ascending; then the first ones of the next kPattern
   size_t count;
 
-  Scattered(void* array, double share, int64_t run) : data(static_cast<uint64_t*>(array)) {
+  Pattern(double share, int64_t run) {
     std::vector<int64_t> runs(static_cast<size_t>(kPattern / run));
     std::iota(runs.begin(), runs.end(), 0);
     std::shuffle(runs.begin(), runs.end(), std::mt19937_64(1));
@@ -43,12 +44,24 @@ struct Scattered {
     count = touched.size();
     for (size_t i = 0; i < kAhead; ++i) touched.push_back(touched[i] + kPattern);
   }
+  // Made once: the time of a call is that of the memory.
+  static const Pattern& of(double share, int64_t run) {
+    static std::map<std::pair<double, int64_t>, Pattern> made;
+    return made.try_emplace({share, run}, share, run).first->second;
+  }
+};
+
+// An array of which scattered lines are touched, in one word each.
+struct Scattered {
+  uint64_t* data;
+  const Pattern* pattern;
+
   // Returns how many lines of [begin, end) were touched.
   template <bool kUpdate>
   int64_t touch(int64_t begin, int64_t end, uint64_t& sum) const {
+    const auto own = pattern->touched.begin(), last = own + int64_t(pattern->count);
     int64_t visited = 0;
     for (int64_t first = begin / kPattern * kPattern; first < end; first += kPattern) {
-      const auto own = touched.begin(), last = own + int64_t(count);
       const auto to = std::lower_bound(own, last, end - first);
       for (auto at = std::lower_bound(own, last, begin - first); at < to; ++at, ++visited) {
         __builtin_prefetch(data + (first + at[kAhead]) * kWords, kUpdate, kUpdate ? 3 : 2);
@@ -168,7 +181,7 @@ int64_t move_streams(const TensorList& read, const TensorList& update, const Ten
     const Listed& t = updates ? touch_update[i - touch_read.size()] : touch_read[i];
     Group& group = group_of(groups, t);
     (updates ? group.touch_update : group.touch_read)
-        .emplace_back(t.data_ptr(), shares[i], runs[i]);
+        .push_back({static_cast<uint64_t*>(t.data_ptr()), &Pattern::of(shares[i], runs[i])});
   }
   int64_t longest = 0;
   std::atomic<int64_t> moved = 0;

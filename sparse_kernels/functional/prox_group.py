@@ -21,6 +21,9 @@ from .._check import (
 )
 from .._group import checked_by_kernel
 
+_OP = "prox_group_"
+_KEPT = 8  # tables of thresholds of a plan
+
 
 class Tiling(NamedTuple):
     """Groups of a tensor: it is read row-major as a matrix and cut into tiles.
@@ -102,8 +105,6 @@ class _Plan:
         return table
 
 
-_OP = "prox_group_"
-_KEPT = 8  # tables of a plan
 _cached_plan = functools.lru_cache(maxsize=64)(_Plan)
 
 
