@@ -165,8 +165,7 @@ struct Flags {
   int32_t* flags;
   SK_HD void put(int i, int32_t flag) const { flags[i] = flag; }
 };
-// Added to a chunk's partial sums at once: a buffer between the loops costs a norm a fifth of its
-// speed.
+// Added to a chunk's partial sums at once: a buffer between the loops costs time.
 template <class Math, bool kSkips>
 struct Lanes {
   Math* lanes;

@@ -68,9 +68,9 @@ class Listed {
 };
 
 // The interpreter's lock, for a thread that came from Python. Dropping the last reference but the
-// Python object's takes it, tensor by tensor, unless the thread has it already: a sixth of a call
-// with hundreds of tensors. Such a thread takes it on its way back in any case, so that nobody can
-// wait for it who does not already.
+// Python object's takes it, tensor by tensor, which costs less where the thread has it already.
+// Such a thread takes it on its way back in any case, so that nobody can wait for it who does not
+// already.
 class PythonLock {
  public:
   PythonLock()

@@ -189,6 +189,28 @@ def test_gradients_of_the_active_entries_alone(backend, case, cls, options, look
     same_state(dense.state[p], sparse.state[q])
 
 
+def test_a_given_gradient_is_read_at_the_step_and_left_alone(backend):
+    """As ``p.grad``: what is written to it in between counts, and the step does not write to it."""
+    p, q = weight("l1"), weight("l1")
+    opts = [make(LinBreg, x, "l1", backend, {}) for x in (p, q)]
+    for opt in opts:
+        opt.init_dual()
+    given = [
+        torch.ones(opt.active_index(x)[0].numel()) for opt, x in zip(opts, (p, q), strict=True)
+    ]
+    before = p.detach().clone()
+    given[1].mul_(3.0)
+    for opt, x, g in zip(opts, (p, q), given, strict=True):
+        opt.set_active_gradient(x, g)
+    given[0].mul_(3.0)
+    kept = given[0].clone()
+    for opt in opts:
+        opt.step()
+    assert_same_bits(p.detach(), q.detach())
+    assert not torch.equal(p.detach(), before)
+    assert torch.equal(given[0], kept)
+
+
 def test_what_set_active_gradient_refuses():
     p = weight("l1")
     opt = LinBreg([p], lr=0.1, reg="l1", lam=LAM, coarse_steps=2)
