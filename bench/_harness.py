@@ -16,6 +16,9 @@ from sparse_optim.demo.machine import machine_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+WARM_CALLS = 5
+
+
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -41,10 +44,11 @@ def time_once(run: Callable[[], object], device: str) -> tuple[float, float]:
 
 @dataclass
 class Samples:
-    """Seconds of every round, per variant."""
+    """Seconds of every round, per variant; ``first`` is the host's time of the first warm call."""
 
     device: list[float] = field(default_factory=list)
     host: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
 
     def quantile(self, q: float) -> float:
         ordered = sorted(self.device)
@@ -97,7 +101,8 @@ def interleave(
     """Run every variant once per round, in turn, after one untimed call of each.
 
     ``flush`` is called before every timed call, outside its time; with ``warm`` the variant itself
-    is, since another one, or the garbage collector, took its place in the caches. The collector
+    is, ``WARM_CALLS`` times, since another one, or the garbage collector, took its place in the
+    caches and in the branch predictors, and one call does not take it back. The collector
     waits for the end of a round, as it does under ``timeit``: whose call it falls into is chance.
     """
     for run in variants.values():
@@ -109,11 +114,16 @@ def interleave(
     try:
         for _ in range(rounds):
             gc.collect()
+            if warm and flush is None:
+                for run in variants.values():  # the collector has been everywhere
+                    run()
             for name, run in variants.items():
                 if flush is not None:
                     flush()
                 elif warm:
-                    run()
+                    samples[name].first.append(time_once(run, device)[1])
+                    for _ in range(WARM_CALLS - 1):
+                        run()
                 seconds, host = time_once(run, device)
                 samples[name].device.append(seconds)
                 samples[name].host.append(host)
@@ -170,9 +180,9 @@ def ratio(slow: Samples, fast: Samples) -> float:
     return statistics.median(s / f for s, f in zip(slow.device, fast.device, strict=True))
 
 
-def host_difference(many: Samples, one: Samples) -> float:
-    """Median over the rounds of the host seconds of one beyond those of the other."""
-    return statistics.median(m - o for m, o in zip(many.host, one.host, strict=True))
+def difference(many: Sequence[float], one: Sequence[float]) -> float:
+    """Median over the rounds of the seconds of one beyond those of the other."""
+    return statistics.median(m - o for m, o in zip(many, one, strict=True))
 
 
 def commit() -> str:

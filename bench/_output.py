@@ -20,6 +20,8 @@ FIELDS = (
     "mb_per_step", "calls", "eager_calls", "launches", "rounds", "q", "gdirections_per_s",
     "eager_gdirections_per_s", "compile_gdirections_per_s", "host_us", "host_us_per_tensor",
     "host_us_above_memory", "foreach_host_us_above_memory", "fused_host_us_above_memory",
+    "first_host_us_above_memory", "foreach_first_host_us_above_memory",
+    "fused_first_host_us_above_memory",
 )  # fmt: skip
 #: heading of the printed table -> (column of the CSV, format)
 COLUMNS = {
@@ -38,6 +40,8 @@ COLUMNS = {
     "us above": ("host_us_above_memory", "{:.0f}"),
     "foreach above": ("foreach_host_us_above_memory", "{:.0f}"),
     "fused above": ("fused_host_us_above_memory", "{:.0f}"),
+    "first above": ("first_host_us_above_memory", "{:.0f}"),
+    "fused first above": ("fused_first_host_us_above_memory", "{:.0f}"),
     "calls": ("calls", "{}"), "eager calls": ("eager_calls", "{}"),
     "launches": ("launches", "{}"), "rounds": ("rounds", "{}"),
 }  # fmt: skip

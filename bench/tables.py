@@ -65,6 +65,8 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
         "torch_step": ("torch's own", "{}"),
         "foreach_host_us_above_memory": ("foreach, us above", "{:.0f}"),
         "fused_host_us_above_memory": ("fused, us above", "{:.0f}"),
+        "first_host_us_above_memory": ("first call, us above", "{:.0f}"),
+        "fused_first_host_us_above_memory": ("fused, first call", "{:.0f}"),
     },
     "models": {"list": ("model", "{}")} | _STEP | _TIME | _ROOFS | _RATIOS | _TORCH,
     "demo": {

@@ -68,6 +68,8 @@ def check_tensor_list(op: str, name: str, tensors: Any) -> None:
         raise ValueError(
             f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}"
         )
+    if set(map(type, tensors)) <= _PLAIN and set(map(_layout, tensors)) <= _STRIDED:
+        return  # hundreds of tensors in a few microseconds
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise ValueError(f"{op}: {name}[{i}] must be a tensor, got {type(t).__name__}")
@@ -162,6 +164,8 @@ def _unseen_group(args: Sequence[ListArg], floating: bool) -> Group | None:
 _PLAIN = {Tensor, torch.nn.Parameter}
 _in_dispatch_mode = torch._C._len_torch_dispatch_stack  # 0 outside
 _facts = operator.attrgetter("shape", "dtype", "device")
+_layout = operator.attrgetter("layout")
+_STRIDED = {torch.strided}
 
 
 def _one_group(args: Sequence[ListArg], floating: bool) -> Group | None:

@@ -83,9 +83,11 @@ struct ProxGroup {
   }
   // of a group's part of the value, without delta
   static SK_HD double value(O norm, O threshold, O factor) {
-    // a choice among floats: SSE2 has none among doubles by a comparison of floats
-    const O reached = factor != O(0) ? norm : threshold;
-    return double(threshold) * (double(reached) - double(threshold));
+    // choices among floats: SSE2 has none among doubles by a comparison of floats. Both are
+    // chosen: the threshold of a dead group may be infinite
+    const O bound = factor != O(0) ? threshold : O(0);
+    const O reached = factor != O(0) ? norm : O(0);
+    return double(bound) * (double(reached) - double(bound));
   }
 };
 

@@ -43,6 +43,7 @@ SCALARS = [
     {"lam_groups": 0.3, "lam": 0.1, "nonnegative": True},
     {"lam_groups": 0.0, "lam": 0.4},
     {"lam_groups": 1e3},
+    {"lam_groups": 1e39},  # infinite in float32
 ]
 
 
