@@ -15,7 +15,6 @@ import torch
 from sparse_optim.demo.machine import machine_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
 WARM_CALLS = 5
 
 

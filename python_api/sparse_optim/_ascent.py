@@ -61,7 +61,7 @@ class Ascent(PerturbingOptimizer):
 
     def _backup_for(self, params: list[Tensor]) -> PackedBackup | None:
         """The packed backup of what moves, made anew when the mask has changed; None: all moves."""
-        if self._packed is None or self._stale or any(p not in self._packed for p in params):
+        if self._packed is None or self._stale or not self._packed.fits(params):
             every = trainable(self.param_groups)
             mask = self._perturbed_mask(every)
             old, self._packed = self._packed, None
@@ -111,15 +111,16 @@ class Ascent(PerturbingOptimizer):
         if not params and self.shard_group is None:
             raise RuntimeError(f"{type(self).__name__}.first_step: no parameter has a gradient")
         radii: dict[Any, float | Tensor] = {}  # tensors by identity: to compare them is to read
-        form_of: dict[Tensor, tuple] = {}
+        form_of: dict[int, tuple] = {}  # by id
         for g in (g for g in self.param_groups if g["params"]):
             rho = number_on(g["rho"], g["params"][0].device)
             key: Any = ("tensor", id(rho))
             if not isinstance(rho, Tensor):
                 key = check_number("rho", rho, 0.0)
             radii[key] = rho
-            form_of |= dict.fromkeys(g["params"], (key, bool(g["adaptive"]), float(g["eta"])))
-        forms = [form_of[p] for p in params]
+            form = key, bool(g["adaptive"]), float(g["eta"])
+            form_of |= dict.fromkeys(map(id, g["params"]), form)
+        forms = [form_of[id(p)] for p in params]
         packed = self._backup_for(params)
         self._norm = self._global_norm(params, forms)
         for form in dict.fromkeys(forms):
@@ -133,7 +134,7 @@ class Ascent(PerturbingOptimizer):
             elif packed.live == 0:
                 continue
             else:
-                parts = list(packed.split(own))
+                parts = packed.split(own)
             for part in parts:
                 masked_perturb_(
                     part.params, [p.grad for p in part.params], self._norm, rho,  # type: ignore[misc]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+import operator
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from ._bitmask import BitMask
 from ._support import same_tensors
 
 Place = tuple[torch.device, torch.dtype]
+_kind = operator.attrgetter("shape", "dtype", "device")
+_place = operator.attrgetter("device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,21 @@ class Moved:
         """backup, masks and ranks by name."""
         return {"backup": self.backup, "masks": self.masks, "ranks": self.ranks}
 
-    def of(self, params: Container[Tensor]) -> bool:
-        """Whether its tensors are among these."""
-        return all(p in params for p in self.params)
+    def of(self, ids: Container[int]) -> bool:
+        """Whether the ``id`` of every tensor of it is among these."""
+        return all(id(p) in ids for p in self.params)
 
-    def where(self, wanted: Callable[[Tensor], bool]) -> Moved | None:
-        """The part over the wanted parameters; None if there is none."""
-        at = [i for i, p in enumerate(self.params) if wanted(p)]
-        if len(at) == len(self.params):
+    def at(self, indices: Sequence[int]) -> Moved:
+        """The part over some of the parameters, by their places."""
+        if len(indices) == len(self.params):
             return self
 
         def part(values: list[Tensor] | None) -> list[Tensor] | None:
-            return None if values is None else [values[i] for i in at]
+            return None if values is None else [values[i] for i in indices]
 
-        if not at:
-            return None
         backup = self.backup if isinstance(self.backup, Tensor) else part(self.backup)
         assert backup is not None
-        return Moved([self.params[i] for i in at], backup, part(self.masks), part(self.ranks))
+        return Moved([self.params[i] for i in indices], backup, part(self.masks), part(self.ranks))
 
 
 class WholeBackup:
@@ -66,17 +66,23 @@ class WholeBackup:
 
     def __init__(self) -> None:
         self._copies: dict[Tensor, Tensor] = {}
+        self._last: tuple[list[Tensor], list[tuple], list[Tensor]] = ([], [], [])
 
     def of(self, params: Sequence[Tensor]) -> list[Tensor]:
-        for p in params:
-            b = self._copies.get(p)
-            if b is None or b.shape != p.shape or b.dtype != p.dtype or b.device != p.device:
+        kinds = list(map(_kind, params))
+        if same_tensors(params, self._last[0]) and kinds == self._last[1]:
+            return self._last[2]
+        for p, kind in zip(params, kinds, strict=True):
+            if p not in self._copies or _kind(self._copies[p]) != kind:
                 self._copies[p] = torch.empty_like(p, requires_grad=False)
-        return [self._copies[p] for p in params]
+        self._last = list(params), kinds, [self._copies[p] for p in params]
+        return self._last[2]
 
     def keep(self, params: Sequence[Tensor]) -> None:
         """Give back the memory of all others."""
         self._copies = {p: self._copies[p] for p in params}
+        if not same_tensors(params, self._last[0]):
+            self._last = [], [], []
 
 
 class PackedBackup:
@@ -91,7 +97,8 @@ class PackedBackup:
         counts = mask.popcount()
         self.live = sum(counts)
         self._words = dict(zip(params, mask.words, strict=True))
-        self._at = {p: (p.device, p.dtype) for p in params}
+        self._at = {p: _place(p) for p in params}
+        self._last: tuple[list[Tensor], list[Place], list[Moved]] = ([], [], [])
         self._ranks: dict[Tensor, Tensor] = {}
         self._sizes: dict[Place, int] = {}
         self._buffers: dict[Place, Tensor] = {}
@@ -110,25 +117,35 @@ class PackedBackup:
                 place: b for place, b in old._buffers.items() if b.numel() == self._sizes.get(place)
             }
 
-    def __contains__(self, param: Tensor) -> bool:
-        """Whether it has room for a parameter as it is now: one may have been converted since."""
-        return self._at.get(param) == (param.device, param.dtype)
+    def fits(self, params: Sequence[Tensor]) -> bool:
+        """Whether it has room for parameters as they are now: one may have been converted since."""
+        return self._same(params) or all(self._at.get(p) == _place(p) for p in params)
+
+    def _same(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are what was split last."""
+        known, places, _ = self._last
+        return same_tensors(params, known) and list(map(_place, params)) == places
 
     def words(self, params: Sequence[Tensor]) -> list[Tensor]:
         return [self._words[p] for p in params]
 
-    def split(self, params: Sequence[Tensor]) -> Iterator[Moved]:
+    def split(self, params: Sequence[Tensor]) -> list[Moved]:
         """The parameters by device and dtype, each part with its buffer."""
+        if self._same(params):
+            return list(self._last[2])
         places: dict[Place, list[Tensor]] = {}
         for p in params:
-            places.setdefault((p.device, p.dtype), []).append(p)
+            places.setdefault(_place(p), []).append(p)
+        parts = []
         for (device, dtype), own in places.items():
             buffer = self._buffers.get((device, dtype))
             if buffer is None:
                 size = self._sizes[device, dtype]
                 buffer = torch.empty(size, dtype=dtype, device=device)
                 self._buffers[device, dtype] = buffer
-            yield Moved(own, buffer, self.words(own), [self._ranks[p] for p in own])
+            parts.append(Moved(own, buffer, self.words(own), [self._ranks[p] for p in own]))
+        self._last = list(params), list(map(_place, params)), parts
+        return list(parts)
 
 
 class Backups:
@@ -167,11 +184,11 @@ class Backups:
         ]
 
     def _pack(self, local: list[Tensor], mask: BitMask) -> list[Moved]:
-        fresh = self._packed is None or any(p not in self._packed for p in local)
+        fresh = self._packed is None or not self._packed.fits(local)
         if fresh or self._mask is None or not same_tensors(self._mask.words, mask.words):
             old, self._packed = self._packed, PackedBackup(local, mask)
             self._packed.inherit(old)
             self._mask = mask
         self._whole.keep([])
         assert self._packed is not None
-        return list(self._packed.split(local))
+        return self._packed.split(local)

@@ -17,7 +17,7 @@ from ._support import (
     BufferGuard,
     Phase,
     check_backend,
-    check_dense_gradient,
+    check_dense_gradients,
     is_capturing,
     trainable,
 )
@@ -55,8 +55,7 @@ class PerturbingOptimizer(WrappingOptimizer):
 
     def _with_gradient(self, where: str) -> list[Tensor]:
         params = [p for p in trainable(self.param_groups) if p.grad is not None]
-        for p in params:
-            check_dense_gradient(f"{type(self).__name__}.{where}", self.param_groups, p)
+        check_dense_gradients(f"{type(self).__name__}.{where}", self.param_groups, params)
         return params
 
     @torch.no_grad()
@@ -164,14 +163,14 @@ class PerturbingOptimizer(WrappingOptimizer):
     def _update(self, skip: Tensor | None = None) -> None:
         """Finish a step: restored weights whatever happens, and the base update."""
         try:
-            self.mask_grads_()
+            if self._weights.mask is not None:
+                self.mask_grads_()
             self._apply_base(skip)
         except BaseException:
             self.restore()
             raise
         self._phase = Phase.IDLE
 
-    @torch.no_grad()
     def _apply_base(self, skip: Tensor | None = None) -> None:
         """Restore and update with the gradients; one pass where the base step can be fused.
 
@@ -189,38 +188,42 @@ class PerturbingOptimizer(WrappingOptimizer):
                 )
             overflow = found.reshape(())
             skip = overflow if skip is None else skip + overflow.to(skip.device)
-        group_of = {p: g for g in self.param_groups for p in g["params"]}
-        moved = {p for part in self._moved for p in part.params}
-        rest = [p for p in group_of if p.grad is not None and p not in moved]
-        fusing = FusedBase(base, self.backend)
-        fused = bool(moved) and fusing.accepts(self._moved, group_of)
+        params = [p for g in self.param_groups for p in g["params"]]
+        group_of = {id(p): g for g in self.param_groups for p in g["params"]}
+        moved = {id(p) for part in self._moved for p in part.params}
+        rest = [p for p in params if id(p) not in moved and p.grad is not None]
+        fusing = FusedBase(base, self.backend, group_of)
+        fused = bool(moved) and fusing.accepts(self._moved)
         if skip is not None:
-            suppressed = skip != 0
-            self._skipped += suppressed.to(self._skipped.device)
-            on_device = not fused or fusing.gates_on_device(self._moved, group_of)
-            on_device &= (fused and not rest) or self._base_gates_on_device()
-            if skip.device.type == "cpu" or not on_device:
+            on_host = skip.device.type == "cpu"
+            if not on_host:
+                on_host = fused and not fusing.gates_on_device(self._moved)
+                on_host |= not (fused and not rest) and not self._base_gates_on_device()
+            if on_host:
                 if is_capturing():
                     raise RuntimeError(
                         f"{type(self).__name__}.step: whether gradients are finite would come to "
                         "the host; a CUDA graph needs a base with its step counter on the device "
                         "(capturable=True; SGD has none) and one step before the capture"
                     )
-                if bool(suppressed):
+                if skip.item() != 0:
+                    self._skipped += 1
                     self._put_back()
                     return
                 skip = None
+            else:
+                self._skipped += (skip != 0).to(self._skipped.device)
         if not fused:
             self._put_back()
             self._base_step(skip, scale)
         else:
             inverse = None if scale is None else scale.double().reciprocal().float()
-            fusing.step(self._moved, group_of, skip, inverse)
+            fusing.step(self._moved, skip, inverse)
             self._moved = []
             self._put_back()  # the guarded buffers
             if rest:
                 self._base_step_of(rest, skip, scale)
-        if self._keeps_state or not keeps_zero(base):
+        if self._weights.mask is not None and (self._keeps_state or not keeps_zero(base)):
             params = trainable(self.param_groups)
             self._weights.clear(params, params, self.backend)
 

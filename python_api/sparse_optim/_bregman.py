@@ -32,7 +32,7 @@ from ._regularizers import (
 )
 from ._support import (
     check_backend,
-    check_dense_gradient,
+    check_dense_gradients,
     check_int,
     check_number,
     is_capturing,
@@ -207,8 +207,8 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
             self._check_group(group)
             keep_on_device(group, ON_DEVICE)
             with_grad = [p for p in group["params"] if p.grad is not None]
+            check_dense_gradients(where, self.param_groups, with_grad)
             for p in with_grad:
-                check_dense_gradient(where, self.param_groups, p)
                 if "dual" not in self._own.get(p, ()) and self._has_dual(group, p):
                     check_start(group, p, label(self.param_groups, p))
             if (full and self._freezes(group)) or group["reg"] == "nuclear":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from ._capturable import number_on
 from ._support import is_capturing
 
 FUSED = (SGD, Adam, AdamW)
+_NOTHING: Mapping[str, Any] = {}  # the state of a parameter that had no step yet
+_kind = operator.attrgetter("dtype", "device")
 
 
 def _on_host(value: Any) -> bool:
@@ -53,36 +56,53 @@ class FusedBase:
     For torch's own classes with their usual options. A subclass, ``amsgrad``, ``differentiable``,
     step hooks, or betas that are tensors on the device leave the step to the base. A learning rate
     that is a tensor on the device is read there.
+
+    Made for one step.
+
+    Args:
+        base: the optimizer.
+        backend: of the fused step.
+        group_of: param group of each parameter, by ``id``: torch hashes a tensor in Python, which
+            takes longer than all else that a small one costs.
     """
 
-    def __init__(self, base: Optimizer, backend: str) -> None:
-        self.base, self.backend = base, backend
+    def __init__(
+        self, base: Optimizer, backend: str, group_of: Mapping[int, dict[str, Any]]
+    ) -> None:
+        self.base, self.backend, self.group_of = base, backend, group_of
+        self._states: dict[int, Mapping[str, Any]] = {}
 
-    def accepts(self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]) -> bool:
-        """Whether everything that was moved can be updated here."""
+    def accepts(self, moved: Sequence[Moved]) -> bool:
+        """Whether everything that was moved can be updated here; to be called first."""
         if type(self.base) not in FUSED or _has_hooks(self.base):
             return False
-        if not all(isinstance(part, Moved) and part.of(group_of) for part in moved):
+        if not all(isinstance(part, Moved) and part.of(self.group_of) for part in moved):
             return False  # no copy to restore from, or of shards
+        state = self.base.state
+        self._states = {id(p): state.get(p, _NOTHING) for part in moved for p in part.params}
         params = [p for part in moved for p in part.params if p.grad is not None]
-        groups = {id(g): g for g in (group_of[p] for p in params)}.values()
+        groups = {id(g): g for g in (self.group_of[id(p)] for p in params)}.values()
         for g in groups:
             if g.get("differentiable") or g.get("amsgrad"):
                 return False
             if not all(map(_on_host, g.get("betas", ()))):
                 return False
-        return all(self._fits(p) for p in params)
+        return self._fit(params)
 
-    def _fits(self, p: Tensor) -> bool:
-        """Gradient and state of the parameter's own dtype, as torch makes them."""
-        state = self.base.state.get(p, {})
+    def _fit(self, params: Sequence[Tensor]) -> bool:
+        """Gradients and state of the parameters' own dtypes, as torch makes them."""
+        kinds = list(map(_kind, params))
+        if list(map(_kind, (p.grad for p in params))) != kinds:
+            return False
         names = ("momentum_buffer",) if type(self.base) is SGD else ("exp_avg", "exp_avg_sq")
-        kept = [state[n] for n in names if state.get(n) is not None]
-        return all(t.dtype == p.dtype and t.device == p.device for t in (p.grad, *kept))
+        kept = [(self._states[id(p)], kind) for p, kind in zip(params, kinds, strict=True)]
+        return all(
+            state.get(name) is None or _kind(state[name]) == kind
+            for name in names
+            for state, kind in kept
+        )
 
-    def gates_on_device(
-        self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]
-    ) -> bool:
+    def gates_on_device(self, moved: Sequence[Moved]) -> bool:
         """Whether a skip that only the device knows can be obeyed there.
 
         Not while state is being built, which a skipped step must not leave behind, nor with step
@@ -92,9 +112,9 @@ class FusedBase:
             for p in part.params:
                 if p.grad is None:
                     continue
-                state = self.base.state.get(p, {})
+                state = self._states[id(p)]
                 if type(self.base) is SGD:
-                    stateless = group_of[p]["momentum"] == 0
+                    stateless = self.group_of[id(p)]["momentum"] == 0
                     if not stateless and state.get("momentum_buffer") is None:
                         return False
                 elif not state or state["step"].device.type == "cpu":
@@ -104,7 +124,6 @@ class FusedBase:
     def step(
         self,
         moved: list[Moved],
-        group_of: dict[Tensor, dict[str, Any]],
         skip: Tensor | None,
         inv_scale: Tensor | None,
     ) -> None:
@@ -113,46 +132,42 @@ class FusedBase:
         Args:
             moved: what the ascent moved; its parameters are overwritten, and the list is emptied as
                 they are, so that after an exception it holds what is still perturbed.
-            group_of: param group of each parameter.
             skip: 0-dim float tensor; not 0: restore only.
             inv_scale: 0-dim tensor that multiplies the gradients.
         """
         if is_capturing():
-            self._check_capture(moved, group_of)
-        moved[:] = [piece for part in moved for piece in self._pieces(part, group_of)]
+            self._check_capture(moved)
+        moved[:] = [piece for part in moved for piece in self._pieces(part)]
         while moved:
             part, first = moved[0], moved[0].params[0]
             if first.grad is None:
                 part.restore(self.backend)
             elif type(self.base) is SGD:
-                self._sgd(part, group_of[first], skip, inv_scale)
+                self._sgd(part, self.group_of[id(first)], skip, inv_scale)
             else:
-                self._adam(part, group_of[first], skip, inv_scale)
+                self._adam(part, self.group_of[id(first)], skip, inv_scale)
             moved.pop(0)
 
-    def _check_capture(
-        self, moved: Sequence[Moved], group_of: dict[Tensor, dict[str, Any]]
-    ) -> None:
+    def _check_capture(self, moved: Sequence[Moved]) -> None:
         params = [p for part in moved for p in part.params if p.grad is not None]
-        states = [self.base.state.get(p, {}) for p in params]
+        states = [self._states[id(p)] for p in params]
         if any("step" in s and s["step"].device.type == "cpu" for s in states):
             raise RuntimeError(
                 f"{type(self.base).__name__}: a CUDA graph would keep today's step number; capture "
                 "needs capturable=True among the base's options"
             )
 
-    def _pieces(self, part: Moved, group_of: dict[Tensor, dict[str, Any]]) -> Iterator[Moved]:
+    def _pieces(self, part: Moved) -> Iterator[Moved]:
         """Split into what one call can do: one group, and alike in gradient and momentum."""
-        kinds = {
-            p: (id(group_of[p]), p.grad is None, self._momentum(p) is None) for p in part.params
-        }
-        for kind in dict.fromkeys(kinds.values()):
-            piece = part.where(lambda p, k=kind: kinds[p] == k)  # type: ignore[misc]
-            assert piece is not None
-            yield piece
+        kinds = [
+            (id(self.group_of[id(p)]), p.grad is None, self._momentum(p) is None)
+            for p in part.params
+        ]
+        for kind in dict.fromkeys(kinds):
+            yield part.at([i for i, k in enumerate(kinds) if k == kind])
 
     def _momentum(self, p: Tensor) -> Tensor | None:
-        return self.base.state.get(p, {}).get("momentum_buffer")
+        return self._states[id(p)].get("momentum_buffer")
 
     def _sgd(
         self, part: Moved, group: dict[str, Any], skip: Tensor | None, inv_scale: Tensor | None
@@ -202,8 +217,9 @@ class FusedBase:
 
     def _adam_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """State as ``torch.optim.Adam`` makes it, under its own keys."""
-        state = self.base.state[p]
-        if not state:
+        held = self._states[id(p)]
+        state: Any = held or self.base.state[p]
+        if not held:
             on_device = group["capturable"] or group["fused"]
             wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
             state["step"] = torch.zeros(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 BACKENDS = ("auto", "cuda", "triton", "cpp", "reference")
+_layout = operator.attrgetter("layout")
 
 
 class Phase(str, enum.Enum):
@@ -99,27 +100,26 @@ def label(groups: Sequence[dict[str, Any]], param: Tensor) -> str:
 
 def trainable(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
     """Parameters with ``requires_grad`` in group order, each once."""
-    seen: dict[Tensor, None] = {}
-    for group in groups:
-        seen.update((p, None) for p in group["params"] if p.requires_grad)
-    return list(seen)
+    # by id: torch hashes a tensor in Python
+    return list({id(p): p for g in groups for p in g["params"] if p.requires_grad}.values())
 
 
 def same_tensors(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     """Whether two lists hold one and the same tensors."""
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def check_dense_gradient(where: str, groups: Sequence[dict[str, Any]], param: Tensor) -> None:
+def check_dense_gradients(
+    where: str, groups: Sequence[dict[str, Any]], params: Sequence[Tensor]
+) -> None:
     """RuntimeError for a gradient the fused operations have no meaning for."""
-    grad = param.grad
-    assert grad is not None
-    if grad.layout != torch.strided:
-        raise RuntimeError(
-            f"{where}: {label(groups, param)} has a gradient of layout {grad.layout}"
-        )
-    if grad.is_complex():
-        raise RuntimeError(f"{where}: {label(groups, param)} is complex")
+    grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+    for param, layout in zip(params, map(_layout, grads), strict=True):
+        if layout != torch.strided:
+            raise RuntimeError(f"{where}: {label(groups, param)} has a gradient of layout {layout}")
+    if any(map(Tensor.is_complex, grads)):
+        complex_one = next(p for p in params if p.grad.is_complex())  # type: ignore[union-attr]
+        raise RuntimeError(f"{where}: {label(groups, complex_one)} is complex")
 
 
 def as_loss(where: str, value: Any) -> Tensor:
@@ -155,22 +155,21 @@ class BufferGuard:
     def __getstate__(self) -> dict[str, Any]:
         return {"modules": self.modules, "_saved": []}
 
-    @torch.no_grad()
     def save(self) -> None:
         """Remember the buffers as they are now."""
         owners = dict.fromkeys(sub for m in self.modules for sub in m.modules())
         self._saved = [
-            (owner, name, buffer, buffer.clone())
+            (owner, name, buffer, buffer.detach().clone())
             for owner in owners
             for name, buffer in owner._buffers.items()
             if buffer is not None
         ]
 
-    @torch.no_grad()
     def put_back(self) -> None:
         """Write the remembered values back, into the same tensors."""
         for owner, name, buffer, saved in self._saved:
-            buffer.copy_(saved)
+            with torch.no_grad():
+                buffer.copy_(saved)
             if owner._buffers.get(name) is not buffer:
                 owner._buffers[name] = buffer
 

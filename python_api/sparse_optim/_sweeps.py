@@ -119,8 +119,9 @@ class ExactSweeps(Sweeps):
     def _where(self, part: Moved, params: list[Tensor] | None) -> Moved | None:
         if params is None or params is self.params:
             return part
-        wanted = set(params)
-        return part.where(lambda t: self._owner[id(t)] in wanted)
+        wanted = set(map(id, params))
+        at = [i for i, t in enumerate(part.params) if id(self._owner[id(t)]) in wanted]
+        return part.at(at) if at else None
 
     def _take(self, sweep: Sweep) -> None:
         for i, whole in enumerate(self._parts):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .._bitmask import BitMask
 from .._param_groups import regularized_weights
-from .._support import Phase, check_backend, check_dense_gradient, check_int, check_number
+from .._support import Phase, check_backend, check_dense_gradients, check_int, check_number
 from .._weight_mask import Masks, checked_masks
 from ._enforce import Enforcer
 from .distributions import dense_names
@@ -199,9 +199,8 @@ class SparseTraining:
         """Dense gradients of the weights: those given, else ``.grad``; checked to be finite."""
         where = f"{type(self).__name__}.{what}"
         if given is None:
-            for p in self._params:
-                if p.grad is not None:
-                    check_dense_gradient(where, self.optimizer.param_groups, p)
+            with_grad = [p for p in self._params if p.grad is not None]
+            check_dense_gradients(where, self.optimizer.param_groups, with_grad)
             given = [p.grad for p in self._params]
         if len(given) != len(self.weights):
             raise ValueError(f"{where}: {len(given)} gradients for {len(self.weights)} weights")
