@@ -19,6 +19,7 @@ from . import _loader
 from ._schemas import COMPILED, OPS, REFERENCE, TRITON
 
 BACKENDS = ("cuda", "triton", "cpp", "reference")
+CHECKS_LISTS = ("cuda", "cpp")  # compiled kernels check their lists themselves
 _NAMESPACE = {"cuda": COMPILED, "cpp": COMPILED, "triton": TRITON, "reference": REFERENCE}
 _AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpp", "reference")}
 _override: str | None = None
@@ -89,7 +90,8 @@ def requested_backend(backend: str | None) -> str:
 
 
 @functools.cache
-def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> tuple[str, Callable]:
+def resolved(op: str, name: str, device: str, dtype: torch.dtype | None) -> tuple[str, Callable]:
+    """The backend that runs ``op`` under the name in force (``requested_backend``), and its op."""
     if name == "auto":
         chosen = next(b for b in preferences(device) if _reason(op, b, device, dtype) is None)
         if device == "cuda" and chosen == "reference":
@@ -112,7 +114,7 @@ def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> tupl
 
 
 def _namespace(op: str, name: str, device: str, dtype: torch.dtype | None) -> str:
-    return _NAMESPACE[_resolve(op, name, device, dtype)[0]]
+    return _NAMESPACE[resolved(op, name, device, dtype)[0]]
 
 
 # What torch.compiler.assume_constant_result sets; that decorator imports torch._dynamo, and with it
@@ -128,7 +130,7 @@ def resolve(
     name = requested_backend(backend)
     if torch.compiler.is_compiling():
         return getattr(getattr(torch.ops, _namespace(op, name, device, dtype)), op).default
-    return _resolve(op, name, device, dtype)[1]
+    return resolved(op, name, device, dtype)[1]
 
 
 def resolved_name(
@@ -139,14 +141,7 @@ def resolved_name(
     Raises:
         BackendUnavailableError: the backend asked for cannot run it there.
     """
-    return _resolve(op, requested_backend(backend), device, dtype)[0]
-
-
-def runs_compiled(
-    op: str, backend: str | None, device: str, dtype: torch.dtype | None = None
-) -> bool:
-    """Whether a compiled kernel runs ``op``, which checks its lists itself."""
-    return _resolve(op, requested_backend(backend), device, dtype)[0] in ("cpp", "cuda")
+    return resolved(op, requested_backend(backend), device, dtype)[0]
 
 
 @contextlib.contextmanager

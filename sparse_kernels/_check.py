@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import requested_backend, resolve, runs_compiled
+from ._backend import CHECKS_LISTS, requested_backend, resolve, resolved
 from ._group import Group, Refused, trust
 from .reference._common import RANK_TILE, opmath_dtype
 
@@ -310,9 +310,10 @@ def grouped(
     returned, is passed on as it is. Every group's op is resolved before the first group is yielded:
     a backend that is missing for the last one leaves the first one unmodified.
     """
-    requested_backend(backend)  # also where there is nothing to do, a wrong name is an error
+    name = requested_backend(backend)  # also where there is nothing to do a wrong one is an error
     if whole is not None:
-        if whole.unseen and not runs_compiled(op, backend, whole.device.type, whole.dtype):
+        chosen, whole.function = resolved(op, name, whole.device.type, whole.dtype)
+        if whole.unseen and chosen not in CHECKS_LISTS:
             raise Refused  # by a backend that checks nothing
         whole.op, whole.backend = op, backend
         yield whole

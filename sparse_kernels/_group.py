@@ -29,6 +29,7 @@ class Group:
 
     Attributes:
         unseen: the lists were left to the compiled op's own checks.
+        function: the dispatcher op, where it is known already.
     """
 
     indices: list[int]
@@ -38,10 +39,13 @@ class Group:
     op: str = ""
     backend: str | None = None
     unseen: bool = False
+    function: Callable[..., Any] | None = None
 
     def run(self, *args: Any) -> Any:
         """Call the dispatcher op that runs this group."""
-        function = resolve(self.op, self.backend, self.device.type, self.dtype)
+        function = self.function
+        if function is None:
+            function = resolve(self.op, self.backend, self.device.type, self.dtype)
         if not self.unseen:
             return function(*args)
         trust.kernel = False  # from here on something may be written

@@ -60,8 +60,7 @@ def test_a_failure_that_is_no_refusal_is_not_tried_again(monkeypatch):
         calls.append(args)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(_group, "resolve", lambda *args: failing)
-    monkeypatch.setattr(_check, "runs_compiled", lambda *args: True)
+    monkeypatch.setattr(_check, "resolved", lambda *args: ("cpp", failing))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         sk.grad_norm([torch.ones(3)])
     assert len(calls) == 1
@@ -109,18 +108,18 @@ def test_the_ops_themselves_refuse_memory_written_twice(op, monkeypatch):
     """Also where they are called without the wrapper."""
     arguments = good(op)
     seen = []
-    resolve = _group.resolve
+    resolved = _check.resolved
 
     def recorded(*args):
-        function = resolve(*args)
+        backend, function = resolved(*args)
 
         def call(*inputs):
             seen.append((function, inputs))
             return function(*inputs)
 
-        return call
+        return backend, call
 
-    monkeypatch.setattr(_group, "resolve", recorded)
+    monkeypatch.setattr(_check, "resolved", recorded)
     getattr(sk, op)(**arguments, backend="cpp")
     function, inputs = seen[0]
     first = inputs[0]
