@@ -142,8 +142,10 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
             if name not in own:
                 own[name] = torch.zeros_like(p, dtype=math_dtype(p), requires_grad=False)
 
-    def _count_steps(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Hook: these parameters take a step."""
+    def _count_steps(
+        self, group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]
+    ) -> None:
+        """Hook: these parameters, with these states, take a step."""
 
     def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
         """Names of the moments and buffers of a group."""
@@ -259,11 +261,10 @@ class BregmanOptimizer(BregmanDuals, Optimizer, abc.ABC):
             for p in group["params"]
             if p.grad is not None or (frozen and self._active.has_gradient(p))
         ]
-        self._make_duals(group, params)
-        self._count_steps(group, params)
+        entries = self._make_duals(group, params)
+        self._count_steps(group, params, entries)
         calls: dict[tuple, tuple[list[Tensor], list[dict[str, Any]]]] = {}
-        for p in params:
-            entry = self._own[p]  # once: the hash of a tensor is a call of Python
+        for p, entry in zip(params, entries, strict=True):
             self._prepare(group, p, entry)
             compact = frozen and self._active.compacts(p)
             key = (compact, self._has_dual(group, p), *self._call_key(entry))

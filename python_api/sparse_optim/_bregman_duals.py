@@ -13,6 +13,8 @@ from ._lam_transfer import TRANSFERS, check_transfer, transfer_
 from ._regularizers import check_start, math_dtype, subgradient
 from ._support import check_int, check_number, label
 
+OWN_DUAL = (torch.float32, torch.float64)  # as wide as the duals are
+
 
 class BregmanDuals(BregmanState):
     """Mixin of ``BregmanOptimizer``: everything that makes or changes duals but the step."""
@@ -71,7 +73,7 @@ class BregmanDuals(BregmanState):
 
     def _has_dual(self, group: dict[str, Any], p: Tensor) -> bool:
         """Unregularised parameters in float32 or float64 are their own dual."""
-        return group["reg"] != "none" or p.dtype != math_dtype(p)
+        return group["reg"] != "none" or p.dtype not in OWN_DUAL
 
     def _with_dual(self, group: dict[str, Any]) -> list[Tensor]:
         return [p for p in group["params"] if "dual" in self._own.get(p, {})]
@@ -84,12 +86,14 @@ class BregmanDuals(BregmanState):
         theta = p.detach().to(math_dtype(p))
         return theta / group["delta"] + subgradient(group, theta)
 
-    def _make_duals(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            own = self._own[p]
+    def _make_duals(self, group: dict[str, Any], params: list[Tensor]) -> list[dict[str, Any]]:
+        """Create what is not there yet; the states, for each of which torch hashes a tensor."""
+        states = [self._own[p] for p in params]
+        for p, own in zip(params, states, strict=True):
             if "dual" not in own and self._has_dual(group, p):
                 check_start(group, p, label(self.param_groups, p))
                 own["dual"] = self._subgradient_dual(group, p)
+        return states
 
     @torch.no_grad()
     def init_dual(self) -> None:

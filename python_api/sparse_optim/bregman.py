@@ -240,11 +240,12 @@ class AdaBreg(BregmanOptimizer):
     def _wanted_state(self, group: dict[str, Any]) -> Sequence[str]:
         return "exp_avg", "exp_avg_sq"
 
-    def _count_steps(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _count_steps(
+        self, group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]
+    ) -> None:
         """On the device parameters that have always stepped together share one count."""
         if not group["capturable"]:
-            for p in params:
-                entry = self._own[p]
+            for entry in states:
                 entry["step"] = entry.get("step", 0) + 1
             return
         fresh: dict[torch.device, Tensor] = {}
