@@ -68,7 +68,8 @@ def check_tensor_list(op: str, name: str, tensors: Any) -> None:
         raise ValueError(
             f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}"
         )
-    if set(map(type, tensors)) <= _PLAIN and set(map(_layout, tensors)) <= _STRIDED:
+    plain = not torch.compiler.is_compiling() and set(map(type, tensors)) <= _PLAIN
+    if plain and set(map(_layout, tensors)) <= _STRIDED:  # an attrgetter cannot be traced
         return  # hundreds of tensors in a few microseconds
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
